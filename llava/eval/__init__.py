@@ -1,0 +1,1 @@
+"""Asking a loaded model questions from files and command lines, and scoring the answers."""

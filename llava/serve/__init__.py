@@ -1,0 +1,1 @@
+"""Talking to a loaded model: in a terminal, and over the network."""

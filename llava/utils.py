@@ -1,0 +1,79 @@
+"""What every command needs around its work: rank-aware logging and one-line errors.
+
+Importing this module does nothing.
+"""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+from llava.errors import UserError
+
+_Parameters = ParamSpec("_Parameters")
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+
+
+def process_rank() -> int:
+    """Rank of this process among those that launched together; 0 when it runs alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def rank0_info(logger: logging.Logger, message: str, *args: object) -> None:
+    """Log a message on the first process only, so that a run on many devices says it once.
+
+    Args:
+        logger: Logger of the calling module.
+        message: Format string in the style of ``logging``.
+        *args: Values for the format string.
+    """
+    if process_rank() == 0:
+        logger.info(message, *args)
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send log records to stderr, informational ones on the first process only; for mains, never for modules.
+
+    Args:
+        level: Lowest level shown on the first process; the others show warnings and errors.
+    """
+    logging.basicConfig(
+        level=level if process_rank() == 0 else max(level, logging.WARNING),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_Parameters, int]:
+    """Turn a command's main into one that reports a user's mistake in one line instead of a traceback.
+
+    Args:
+        command: A main function; it may return an exit code, ``None`` meaning 0.
+
+    Returns:
+        The same function, always returning an exit code: 2 after ``error: <sentence>`` on stderr, 130 when
+        interrupted.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> int:
+        try:
+            return command(*args, **kwargs) or 0
+        except UserError as error:
+            # A message may quote a value that holds line breaks; the report stays one line.
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return USER_ERROR_EXIT_CODE
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return INTERRUPTED_EXIT_CODE
+        except BrokenPipeError:
+            # The reader (head, less) went away: no error of ours, but nothing more may be flushed into the pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+    return wrapped
