@@ -1,0 +1,346 @@
+"""Conversation templates and the one renderer that gives prompt, loss mask and the text CLIP sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Any
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_PLACEHOLDER,
+)
+
+IMAGE_TAGS = ("<Image>", "</Image>")
+"""What the ``mmtag`` templates write around the image placeholder."""
+
+_NOT_WORDS = (
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_PLACEHOLDER,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IM_END_TOKEN,
+    *IMAGE_TAGS,
+)
+
+
+class SeparatorStyle(Enum):
+    """How a template joins system prompt, roles and turns."""
+
+    SINGLE = auto()
+    TWO = auto()
+    MPT = auto()
+    PLAIN = auto()
+    LLAMA_2 = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a rendered conversation.
+
+    Attributes:
+        text: The characters; the segments of a conversation joined are its prompt.
+        learned: Whether training learns to write it: an answer with the space before it and its end marker.
+    """
+
+    text: str
+    learned: bool
+
+
+@dataclass
+class Conversation:
+    """A template and the turns said so far.
+
+    Attributes:
+        system: Text in front of the first turn.
+        roles: Name or marker of the user and of the assistant.
+        messages: Turns as ``[role, text]``; an empty text or ``None`` is a turn still to be written. A text may
+            also be LLaVA's tuple (text, image, process mode).
+        offset: Number of leading messages that are examples of the template, not turns of a user.
+        sep_style: How the parts are joined.
+        sep: Separator after the system prompt and after the user's turns (or all turns).
+        sep2: Separator after the assistant's turns, where it differs.
+        version: LLaVA's family name of the template; several templates share one.
+        skip_next: LLaVA's mark of a turn that a server refused.
+    """
+
+    system: str
+    roles: tuple[str, str]
+    messages: list[list[Any]] = field(default_factory=list)
+    offset: int = 0
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+    skip_next: bool = False
+
+    def get_prompt(self) -> str:
+        """Render the conversation as the text that is tokenized.
+
+        Raises:
+            ValueError: If a Llama-2 template does not begin with a turn of the user.
+        """
+        return "".join(segment.text for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """Render the conversation piece by piece; see `get_prompt` for the errors."""
+        return [segment for segment in _RENDERERS[self.sep_style](self, self._texts()) if segment.text]
+
+    def append_message(self, role: str, message: Any) -> None:
+        """Add a turn; ``None`` leaves it for the model to write."""
+        self.messages.append([role, message])
+
+    def copy(self) -> Conversation:
+        """Return a conversation that can be continued without changing this one."""
+        return replace(self, messages=[list(message) for message in self.messages])
+
+    def dict(self) -> dict[str, Any]:
+        """Return LLaVA's JSON form; pictures are left out."""
+        messages = [[role, text[0] if isinstance(text, tuple) else text] for role, text in self.messages]
+        return {
+            "system": self.system,
+            "roles": self.roles,
+            "messages": messages,
+            "offset": self.offset,
+            "sep": self.sep,
+            "sep2": self.sep2,
+        }
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What closes a turn of the user and of the assistant."""
+        return self.sep, self.sep if self.sep2 is None else self.sep2
+
+    def _texts(self) -> list[tuple[str, str]]:
+        """Return role and text of every turn, with pictures turned into placeholders."""
+        turns = [(role, text[0] if isinstance(text, tuple) else text or "") for role, text in self.messages]
+        if not self.messages or not isinstance(self.messages[0][1], tuple):
+            return turns
+        role, text = turns[0]
+        if "mmtag" in self.version:
+            text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            shown = [(self.roles[0], DEFAULT_IMAGE_TOKEN.join(IMAGE_TAGS)), (self.roles[1], "Received.")]
+            return [*shown, (role, text), *turns[1:]]
+        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}"), *turns[1:]]
+
+
+Turns = Sequence[tuple[str, str]]
+
+
+def _render_named(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
+    """SINGLE and TWO: ``role: text`` and a separator. The space after the colon belongs to the text."""
+    yield Segment(conversation.system + conversation.sep, learned=False)
+    for index, (role, text) in enumerate(turns):
+        yield Segment(f"{role}:", learned=False)
+        if text:
+            yield Segment(f" {text}{conversation.ends[index % 2]}", learned=role == conversation.roles[1])
+
+
+def _render_marked(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
+    """MPT: roles are markers that bring their own line break."""
+    yield Segment(conversation.system + conversation.sep, learned=False)
+    for role, text in turns:
+        yield Segment(role, learned=False)
+        if text:
+            yield Segment(text + conversation.sep, learned=role == conversation.roles[1])
+
+
+def _render_llama_2(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
+    """LLAMA_2: instructions in brackets, the system prompt inside the first; the tokenizer adds the first BOS."""
+    if turns and (not turns[0][1] or turns[0][0] != conversation.roles[0]):
+        raise ValueError(
+            f"a Llama-2 prompt begins with a turn of {conversation.roles[0]!r}, got {turns[0]!r}"
+        )
+    for index, (role, text) in enumerate(turns):
+        if not text:
+            continue
+        if role == conversation.roles[1]:
+            yield Segment(f" {text} {conversation.ends[1]}", learned=True)
+            continue
+        if index == 0 and conversation.system:
+            text = f"<<SYS>>\n{conversation.system}\n<</SYS>>\n\n{text}"
+        yield Segment(f"{conversation.sep if index else ''}[INST] {text} [/INST]", learned=False)
+
+
+def _render_plain(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
+    """PLAIN: nothing but the texts."""
+    yield Segment(conversation.system, learned=False)
+    for index, (_, text) in enumerate(turns):
+        if text:
+            yield Segment(text + conversation.ends[index % 2], learned=index % 2 == 1)
+
+
+_RENDERERS = {
+    SeparatorStyle.SINGLE: _render_named,
+    SeparatorStyle.TWO: _render_named,
+    SeparatorStyle.MPT: _render_marked,
+    SeparatorStyle.LLAMA_2: _render_llama_2,
+    SeparatorStyle.PLAIN: _render_plain,
+}
+
+
+def clip_text(message: str) -> str:
+    """Turn a user's message into the text CLIP sees: the words, without image placeholders and outer blanks.
+
+    Training, evaluation and serving all come through here, so that they score patches by the same text.
+
+    Args:
+        message: A turn of the user, with or without placeholders.
+    """
+    for token in _NOT_WORDS:
+        message = message.replace(token, "")
+    return message.strip()
+
+
+def user_turns(prompt: str) -> list[str]:
+    """Recover what the user said from a rendered prompt, for callers that hand over nothing else.
+
+    The template is found by its system prompt or, failing that, by its role markers. End markers such as
+    ``</s>`` must still be in the text.
+
+    Args:
+        prompt: A prompt of any registered template; the last answer may still be open.
+
+    Returns:
+        The words of each human turn as `clip_text` gives them, at least one entry; the whole text if no
+        template fits.
+    """
+    prompt = prompt.removeprefix("<s>").lstrip()
+    for style in sorted(_TURN_FINDERS, key=lambda style: not _opens_with_system(prompt, style)):
+        turns = _TURN_FINDERS[style](prompt)
+        if turns or _opens_with_system(prompt, style):
+            return [text for turn in turns if (text := clip_text(turn))] or [""]
+    return [clip_text(prompt)]
+
+
+def _opens_with_system(prompt: str, style: SeparatorStyle) -> bool:
+    """Tell whether the prompt begins as a template of this style does."""
+    templates = (t for t in conv_templates.values() if t.sep_style is style and t.system)
+    return any(prompt.startswith(template.system + template.sep) for template in templates)
+
+
+def _named_turns(prompt: str) -> list[str]:
+    """Find the user's turns of a TWO prompt.
+
+    A question may itself contain the assistant's name: in a round still open the last one is the marker, in a
+    round with an answer the first.
+    """
+    turns = []
+    for turn in prompt.split("</s>"):
+        _, marker, rest = turn.partition("USER:")
+        question = rest.rstrip().removesuffix("ASSISTANT:")
+        if marker:
+            turns.append(question if question != rest.rstrip() else rest.split(" ASSISTANT:")[0])
+    return turns
+
+
+def _hash_turns(prompt: str) -> list[str]:
+    """Find the user's turns of a SINGLE prompt."""
+    return re.findall(r"###Human:(.*?)(?:###Assistant:|$)", prompt, flags=re.DOTALL)
+
+
+def _marked_turns(prompt: str) -> list[str]:
+    """Find the user's turns of an MPT prompt."""
+    return re.findall(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", prompt, flags=re.DOTALL)
+
+
+def _bracketed_turns(prompt: str) -> list[str]:
+    """Find the instructions of a LLAMA_2 prompt; its system prompt stands inside the first."""
+    turns = re.findall(r"\[INST\](.*?)\[/INST\]", prompt, flags=re.DOTALL)
+    return [re.sub(r"^\s*<<SYS>>.*?<</SYS>>", "", turn, flags=re.DOTALL) for turn in turns]
+
+
+_TURN_FINDERS = {
+    SeparatorStyle.MPT: _marked_turns,
+    SeparatorStyle.LLAMA_2: _bracketed_turns,
+    SeparatorStyle.SINGLE: _hash_turns,
+    SeparatorStyle.TWO: _named_turns,
+}
+
+_FOR_A_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_FOR_A_HUMAN = _FOR_A_USER.replace("user", "human")
+# The missing space before the second "The" is part of the published template.
+_WITH_IMAGE_TAGS = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_LANGUAGE_AND_VISION = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+# Meta's default for Llama-2-chat; the two spaces after "safe." are theirs.
+_META_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. "
+    "Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, "
+    "explain why instead of answering something not correct. "
+    "If you don't know the answer to a question, please don't share false information."
+)
+_CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+
+# LLaVA shows the model an exchange of two turns here; the wording of this one is our own.
+_EXAMPLE = [
+    ["Human", "Why does the sky look blue by day and red at sunset?"],
+    [
+        "Assistant",
+        "Air scatters blue light more strongly than red light. By day the scattered blue reaches us from every "
+        "direction. At sunset the light crosses much more air, most of the blue is lost on the way, and red is left.",
+    ],
+]
+
+_v0 = Conversation(_FOR_A_HUMAN, ("Human", "Assistant"), _EXAMPLE, offset=2)
+_vicuna_v1 = Conversation(
+    _FOR_A_USER, ("USER", "ASSISTANT"), sep_style=SeparatorStyle.TWO, sep=" ", sep2="</s>", version="v1"
+)
+_llama_2 = Conversation(
+    _META_LLAMA_2,
+    ("USER", "ASSISTANT"),
+    sep_style=SeparatorStyle.LLAMA_2,
+    sep="<s>",
+    sep2="</s>",
+    version="llama_v2",
+)
+_mpt = Conversation(
+    "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers.",
+    _CHATML_ROLES,
+    sep_style=SeparatorStyle.MPT,
+    sep="<|im_end|>",
+    version="mpt",
+)
+_chatml_direct = replace(_mpt, system="<|im_start|>system\nAnswer the questions.", messages=[])
+_plain = Conversation("", ("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
+_llava_v0 = replace(_v0, messages=[], offset=0)
+_llava_v1 = replace(_vicuna_v1, system=_FOR_A_HUMAN, messages=[])
+
+conv_templates: dict[str, Conversation] = {
+    "default": _v0,
+    "v0": _v0,
+    "v1": _vicuna_v1,
+    "vicuna_v1": _vicuna_v1,
+    "llama_2": _llama_2,
+    "mistral_instruct": replace(_llama_2, system="", sep="", messages=[]),
+    "chatml_direct": _chatml_direct,
+    "mistral_direct": _chatml_direct,
+    "plain": _plain,
+    "v0_plain": _plain,
+    "llava_v0": _llava_v0,
+    "v0_mmtag": replace(_llava_v0, system=_WITH_IMAGE_TAGS, version="v0_mmtag", messages=[]),
+    "llava_v1": _llava_v1,
+    "v1_mmtag": replace(_llava_v1, system=_WITH_IMAGE_TAGS, version="v1_mmtag", messages=[]),
+    "llava_llama_2": replace(_llama_2, system=_LANGUAGE_AND_VISION, messages=[]),
+    "mpt": _mpt,
+}
+
+default_conversation = _vicuna_v1

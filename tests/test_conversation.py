@@ -1,0 +1,146 @@
+"""Prompts of every template, their learned segments, and the user's words found back in them."""
+
+import pytest
+
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    clip_text,
+    conv_templates,
+    default_conversation,
+    user_turns,
+)
+
+TWO_ROUNDS = ["<image>\nWhat is shown?", "A red circle.", "And how many?", "Two."]
+SYSTEM_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def conversation(name: str, texts: list[str | None]) -> Conversation:
+    """Fill a template with alternating turns, beginning with the user."""
+    result = conv_templates[name].copy()
+    result.messages = []
+    for index, text in enumerate(texts):
+        result.append_message(result.roles[index % 2], text)
+    return result
+
+
+def test_the_registry_holds_the_published_names():
+    assert set(conv_templates) == {
+        *(
+            "default",
+            "v0",
+            "v1",
+            "vicuna_v1",
+            "llama_2",
+            "mistral_instruct",
+            "chatml_direct",
+            "mistral_direct",
+        ),
+        *("plain", "v0_plain", "llava_v0", "v0_mmtag", "llava_v1", "v1_mmtag", "llava_llama_2", "mpt"),
+    }
+    assert default_conversation is conv_templates["vicuna_v1"]
+    assert conv_templates["default"].offset == len(conv_templates["default"].messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "vicuna_v1",
+            f"{SYSTEM_USER} USER: <image>\nWhat is shown? ASSISTANT: A red circle.</s>"
+            "USER: And how many? ASSISTANT: Two.</s>",
+        ),
+        (
+            "llava_v0",
+            f"{SYSTEM_USER.replace('user', 'human')}###Human: <image>\nWhat is shown?"
+            "###Assistant: A red circle.###Human: And how many?###Assistant: Two.###",
+        ),
+        (
+            "chatml_direct",
+            "<|im_start|>system\nAnswer the questions.<|im_end|>"
+            "<|im_start|>user\n<image>\nWhat is shown?<|im_end|><|im_start|>assistant\nA red circle.<|im_end|>"
+            "<|im_start|>user\nAnd how many?<|im_end|><|im_start|>assistant\nTwo.<|im_end|>",
+        ),
+        (
+            "mistral_instruct",
+            "[INST] <image>\nWhat is shown? [/INST] A red circle. </s>[INST] And how many? [/INST] Two. </s>",
+        ),
+        ("plain", "<image>\nWhat is shown?\nA red circle.\nAnd how many?\nTwo.\n"),
+    ],
+)
+def test_prompts_are_the_published_ones(name: str, expected: str):
+    assert conversation(name, TWO_ROUNDS).get_prompt() == expected
+
+
+def test_llama_2_puts_the_system_prompt_into_the_first_instruction():
+    prompt = conversation("llava_llama_2", TWO_ROUNDS).get_prompt()
+    assert prompt.startswith("[INST] <<SYS>>\nYou are a helpful language and vision assistant.")
+    assert (
+        "language.\n<</SYS>>\n\n<image>\nWhat is shown? [/INST] A red circle. </s><s>[INST] And how" in prompt
+    )
+    with pytest.raises(ValueError, match="begins with a turn of 'USER'"):
+        conversation("llama_2", [None]).get_prompt()
+
+
+def test_an_open_turn_ends_with_the_bare_role():
+    assert conversation("v1", ["Q", None]).get_prompt() == f"{SYSTEM_USER} USER: Q ASSISTANT:"
+    assert conversation("mpt", ["Q", None]).get_prompt().endswith("Q<|im_end|><|im_start|>assistant\n")
+    assert conversation("llama_2", ["Q", None]).get_prompt().endswith("Q [/INST]")
+
+
+@pytest.mark.parametrize("name", conv_templates)
+def test_learned_segments_are_the_answers_with_their_end_marks(name: str):
+    filled = conversation(name, TWO_ROUNDS)
+    before = (
+        " " if filled.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else ""
+    )
+    gap = " " if filled.sep_style is SeparatorStyle.LLAMA_2 else ""
+    learned = [segment.text for segment in filled.segments() if segment.learned]
+    assert learned == [f"{before}{answer}{gap}{filled.ends[1]}" for answer in ("A red circle.", "Two.")]
+    assert "".join(segment.text for segment in filled.segments()) == filled.get_prompt()
+
+
+@pytest.mark.parametrize("name", [name for name in conv_templates if "plain" not in name])
+@pytest.mark.parametrize("last", ["Two.", None])
+def test_the_words_of_the_user_are_found_in_every_template(name: str, last: str | None):
+    prompt = conversation(name, [*TWO_ROUNDS[:3], last]).get_prompt()
+    assert user_turns(prompt) == ["What is shown?", "And how many?"]
+
+
+def test_a_question_may_name_the_assistant():
+    assert user_turns(conversation("v1", ["Who is the ASSISTANT: you?", None]).get_prompt()) == [
+        "Who is the ASSISTANT: you?"
+    ]
+
+
+def test_text_without_template_is_taken_whole():
+    assert user_turns(" <image>\n What is this? ") == ["What is this?"]
+    assert user_turns("<image>\n") == [""]
+    assert user_turns(conversation("v1", ["<image>\n", None]).get_prompt()) == [""]
+
+
+def test_clip_sees_words_only():
+    assert clip_text("<im_start><image><im_end>\nHow  many?\nOne word. ") == "How  many?\nOne word."
+    assert clip_text("Is <image-placeholder> red?") == "Is  red?"
+
+
+def test_a_copy_is_independent():
+    first = conversation("v1", ["Q", None])
+    second = first.copy()
+    second.messages[-1][1] = "A"
+    assert first.messages[-1][1] is None
+    assert conv_templates["v1"].messages == []
+
+
+def test_a_picture_in_a_tuple_becomes_a_placeholder():
+    shown = ("Look: <image>", object(), "Pad")
+    assert conversation("v1", [shown, None]).get_prompt().endswith("USER: <image>\nLook: ASSISTANT:")
+    tagged = conversation("v1_mmtag", [shown, None]).get_prompt()
+    assert "USER: <Image><image></Image> ASSISTANT: Received.</s>USER: Look: ASSISTANT:" in tagged
+    assert conversation("v1", [shown, None]).dict()["messages"] == [
+        ["USER", "Look: <image>"],
+        ["ASSISTANT", None],
+    ]
