@@ -57,8 +57,8 @@ class Conversation:
     Attributes:
         system: Text in front of the first turn.
         roles: Name or marker of the user and of the assistant.
-        messages: Turns as ``[role, text]``; an empty text or ``None`` is a turn still to be written. A text may
-            also be LLaVA's tuple (text, image, process mode).
+        messages: Turns as ``[role, text]``; an empty text or ``None`` is a turn still to be written. A text
+            may also be LLaVA's tuple (text, image, process mode).
         offset: Number of leading messages that are examples of the template, not turns of a user.
         sep_style: How the parts are joined.
         sep: Separator after the system prompt and after the user's turns (or all turns).
@@ -149,7 +149,7 @@ def _render_marked(conversation: Conversation, turns: Turns) -> Iterator[Segment
 
 
 def _render_llama_2(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
-    """LLAMA_2: instructions in brackets, the system prompt inside the first; the tokenizer adds the first BOS."""
+    """LLAMA_2: instructions in brackets, the system prompt inside the first."""
     if turns and (not turns[0][1] or turns[0][0] != conversation.roles[0]):
         raise ValueError(
             f"a Llama-2 prompt begins with a turn of {conversation.roles[0]!r}, got {turns[0]!r}"
@@ -161,8 +161,11 @@ def _render_llama_2(conversation: Conversation, turns: Turns) -> Iterator[Segmen
             yield Segment(f" {text} {conversation.ends[1]}", learned=True)
             continue
         if index == 0 and conversation.system:
-            text = f"<<SYS>>\n{conversation.system}\n<</SYS>>\n\n{text}"
-        yield Segment(f"{conversation.sep if index else ''}[INST] {text} [/INST]", learned=False)
+            head = f"[INST] <<SYS>>\n{conversation.system}\n<</SYS>>\n\n"
+        else:
+            # The first separator is BOS, which the tokenizer adds itself.
+            head = f"{conversation.sep if index else ''}[INST] "
+        yield Segment(f"{head}{text} [/INST]", learned=False)
 
 
 def _render_plain(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
@@ -281,7 +284,8 @@ _LANGUAGE_AND_VISION = (
 _META_LLAMA_2 = (
     "You are a helpful, respectful and honest assistant. "
     "Always answer as helpfully as possible, while being safe.  "
-    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal "
+    "content. "
     "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
     "If a question does not make any sense, or is not factually coherent, "
     "explain why instead of answering something not correct. "
@@ -294,8 +298,9 @@ _EXAMPLE = [
     ["Human", "Why does the sky look blue by day and red at sunset?"],
     [
         "Assistant",
-        "Air scatters blue light more strongly than red light. By day the scattered blue reaches us from every "
-        "direction. At sunset the light crosses much more air, most of the blue is lost on the way, and red is left.",
+        "Air scatters blue light more strongly than red light. By day the scattered blue reaches us from "
+        "every direction. At sunset the light crosses much more air, most of the blue is lost on the way, "
+        "and red is left.",
     ],
 ]
 

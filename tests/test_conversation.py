@@ -61,7 +61,8 @@ def test_the_registry_holds_the_published_names():
         (
             "chatml_direct",
             "<|im_start|>system\nAnswer the questions.<|im_end|>"
-            "<|im_start|>user\n<image>\nWhat is shown?<|im_end|><|im_start|>assistant\nA red circle.<|im_end|>"
+            "<|im_start|>user\n<image>\nWhat is shown?<|im_end|>"
+            "<|im_start|>assistant\nA red circle.<|im_end|>"
             "<|im_start|>user\nAnd how many?<|im_end|><|im_start|>assistant\nTwo.<|im_end|>",
         ),
         (
