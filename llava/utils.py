@@ -72,7 +72,7 @@ def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_
             print(file=sys.stderr)
             return INTERRUPTED_EXIT_CODE
         except BrokenPipeError:
-            # The reader (head, less) went away: no error of ours, but nothing more may be flushed into the pipe.
+            # The reader (head, less) went away: no error of ours, but nothing more may be flushed there.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 

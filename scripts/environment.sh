@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: make .venv with the standard library's venv and pip, or reuse it.
+
+repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+environment="$repository/.venv"
+# Without an NVIDIA GPU, PyPI's torch for Linux would bring gigabytes of CUDA along; this is the build without it.
+cpu_torch="torch==2.13.0"
+cpu_torch_index="https://download.pytorch.org/whl/cpu"
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# Print the first Python of at least 3.10: $PYTHON if set, else python3, else a numbered one.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    fail "no Python of at least 3.10 found (set PYTHON=/path/to/python3 if it has another name)"
+}
+
+make_environment() {
+    local python
+    if "$environment/bin/python" -m pip --version >/dev/null 2>&1; then
+        return
+    fi
+    python="$(find_python)" || exit
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear "$environment" ||
+        fail "$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)"
+}
+
+pip_install() {
+    local quiet=(--quiet)
+    if [[ -t 1 ]]; then quiet=(); fi # progress bars where somebody watches
+    "$environment/bin/python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} "$@"
+}
+
+has_package() { "$environment/bin/python" -c "import importlib.metadata as m; m.version('$1')" 2>/dev/null; }
+
+install_cpu_torch() {
+    if has_package torch || [[ "$(uname -s)" != Linux ]] || nvidia-smi -L >/dev/null 2>&1; then
+        return
+    fi
+    say "installing $cpu_torch for CPUs"
+    # An index or folder configured for pip may hold the CPU build already; PyTorch's own index does.
+    pip_install "$cpu_torch+cpu" 2>/dev/null ||
+        pip_install --extra-index-url "$cpu_torch_index" "$cpu_torch+cpu" ||
+        pip_install "$cpu_torch" ||
+        say "no $cpu_torch for this Python; taking another version"
+}
+
+# Install this repository, editable, with the given extras ("serve,dev"); does nothing where that was done before.
+install_project() {
+    local extras="$1" stamp="$environment/installed-$1" state
+    make_environment
+    # The place matters: an editable install points back to it.
+    state="$repository $(cksum <"$repository/pyproject.toml")"
+    if [[ -x "$environment/bin/llava" && -f "$stamp" && "$(<"$stamp")" == "$state" ]]; then
+        say "reusing .venv"
+        return
+    fi
+    install_cpu_torch
+    say "installing llava with the extras $extras"
+    pip_install --editable "${repository}[$extras]" || fail "the installation failed; pip's words are above"
+    printf '%s\n' "$state" >"$stamp"
+}
