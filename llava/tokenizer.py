@@ -1,0 +1,243 @@
+"""Llama's tokenizer as SentencePiece itself splits text, with the character span of every piece.
+
+The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other ids around blanks and after
+``</s>`` than the one LLaVA was trained with; this one drives the SentencePiece library directly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+from transformers.utils import cached_file
+
+from llava.errors import MissingFileError
+
+VOCABULARY_FILE = "tokenizer.model"
+WORD_START = "▁"
+
+Span = tuple[int, int]
+Piece = tuple[str, int, int]
+"""A token's text in the vocabulary, and where its characters start and end."""
+
+
+class LlamaTokenizer(SentencePieceBackend):
+    """Llama's SentencePiece tokenizer; named as in released ``tokenizer_config.json`` files.
+
+    Args:
+        vocab_file: The SentencePiece model.
+        unk_token: Unknown token; `load_tokenizer` also pads with it, as LLaVA does.
+        bos_token: Put in front of an encoded text if ``add_bos_token``.
+        eos_token: End of an answer; put behind an encoded text if ``add_eos_token``.
+        add_bos_token: See ``bos_token``.
+        add_eos_token: See ``eos_token``.
+        legacy: Whether text after a special token begins as a new word, as it did until July 2023.
+        **kwargs: Anything else of a ``tokenizer_config.json``.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - the base class declares a plain list
+
+    def __init__(  # noqa: PLR0913 - the keys of tokenizer_config.json
+        self,
+        vocab_file: str,
+        *,
+        unk_token: Any = "<unk>",
+        bos_token: Any = "<s>",
+        eos_token: Any = "</s>",
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        legacy: bool | None = True,
+        **kwargs: Any,
+    ) -> None:
+        self.add_bos_token = add_bos_token
+        self.add_eos_token = add_eos_token
+        kwargs["sp_model_kwargs"] = kwargs.get("sp_model_kwargs") or {}
+        kwargs.setdefault("clean_up_tokenization_spaces", False)
+        super().__init__(
+            vocab_file=vocab_file,
+            unk_token=unk_token,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_bos_token=add_bos_token,
+            add_eos_token=add_eos_token,
+            legacy=legacy is None or legacy,
+            special_tokens_pattern={
+                (True, True): "bos_eos",
+                (True, False): "bos",
+                (False, True): "eos",
+                (False, False): "none",
+            }[add_bos_token, add_eos_token],
+            **kwargs,
+        )
+
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
+        """Split a text into pieces; ``split_special_tokens=True`` spells out special tokens."""
+        whole = kwargs.get("split_special_tokens", self.split_special_tokens)
+        return [piece for piece, _, _ in self.pieces(text, split_special_tokens=whole)]
+
+    def pieces(self, text: str, split_special_tokens: bool = False) -> list[Piece]:
+        """Split a text into pieces with their spans in it.
+
+        Args:
+            text: Any text; special tokens in it are recognized.
+            split_special_tokens: Treat special tokens as ordinary text instead.
+
+        Returns:
+            The pieces in order. A piece without characters of its own (the blank put in front of a text, all
+            but the last byte of a spelled-out character) has an empty span.
+        """
+        if self.legacy or not text:
+            return list(self._pieces(text, split_special_tokens))
+        # The model's own dummy prefix is off in this mode; the text as a whole gets one blank instead.
+        text = text.replace(WORD_START, " ")
+        pieces = list(self._pieces(WORD_START + text, split_special_tokens))
+        if len(pieces) > 1 and pieces[0][0] == WORD_START and pieces[1][0] in self.all_special_tokens:
+            pieces = pieces[1:]
+        return [(piece, max(start - 1, 0), max(end - 1, 0)) for piece, start, end in pieces]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join pieces to the text they were split from; incomplete characters become U+FFFD."""
+        parts: list[str] = []
+        for added, run in groupby(tokens, key=self._is_added):
+            pieces = list(run)
+            opens = not parts or parts == [self.bos_token]
+            if added:
+                parts.extend(pieces)
+                continue
+            if not self.legacy and opens and pieces[0].startswith(WORD_START):
+                pieces[0] = pieces[0][1:]
+            parts.append(self.sp_model.decode([piece for piece in pieces if piece]))
+        return "".join(parts)
+
+    def _is_added(self, piece: str) -> bool:
+        """Tell whether a piece is kept whole and never goes through SentencePiece."""
+        return piece in self._added_tokens_encoder or piece in self.all_special_tokens
+
+    def _pieces(self, text: str, split_special_tokens: bool) -> Iterator[Piece]:
+        """Cut at special tokens, and let SentencePiece split what lies between."""
+        chunks = [(text, 0)] if split_special_tokens else self._chunks(text)
+        for chunk, start in chunks:
+            if not split_special_tokens and self._is_added(chunk):
+                yield chunk, start, start + len(chunk)
+            else:
+                yield from ((piece, start + i, start + j) for piece, i, j in self._sentence_pieces(chunk))
+
+    def _chunks(self, text: str) -> Iterator[tuple[str, int]]:
+        """Cut a text at its special tokens; yields every chunk with its start."""
+        start = 0
+        chunks = self.tokens_trie.split(text)
+        for index, chunk in enumerate(chunks):
+            before = self._added(chunks[index - 1]) if index else None
+            after = self._added(chunks[index + 1]) if index + 1 < len(chunks) else None
+            kept = chunk.lstrip() if before is not None and before.rstrip else chunk
+            skipped = len(chunk) - len(kept)
+            kept = kept.rstrip() if after is not None and after.lstrip else kept
+            if kept:
+                yield kept, start + skipped
+            start += len(chunk)
+
+    def _added(self, piece: str) -> Any:
+        """Return how an added token treats the blanks around it, or ``None`` for a piece of text."""
+        return self._added_tokens_decoder.get(self._added_tokens_encoder.get(piece, -1))
+
+    def _sentence_pieces(self, text: str) -> list[Piece]:
+        """Split a text without special tokens."""
+        if self.legacy or not text.startswith((WORD_START, " ")):
+            return list(_spans(self.sp_model, text))
+        # Without a dummy prefix SentencePiece may drop a leading blank, so something is put in front of it.
+        guard = str(self.unk_token)
+        skipped = len(list(_spans(self.sp_model, guard)))
+        pieces = list(_spans(self.sp_model, guard + text))[skipped:]
+        return [(piece, start - len(guard), end - len(guard)) for piece, start, end in pieces]
+
+
+def _spans(model: Any, text: str) -> Iterator[Piece]:
+    """Yield SentencePiece's pieces with the spans of their surfaces, in characters.
+
+    The surfaces are followed instead of the reported offsets, which are bytes or characters depending on the
+    version of SentencePiece.
+    """
+    encode = getattr(model, "encode_as_immutable_proto", None) or model.encode_as_proto
+    position = 0
+    for piece in encode(text).pieces:
+        start = text.find(piece.surface, position) if piece.surface else position
+        position = max(start, position) + len(piece.surface)
+        yield piece.piece, position - len(piece.surface), position
+
+
+def pieces_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
+    """Tokenize without adding special tokens, and say which characters every token stands for.
+
+    Args:
+        tokenizer: One of `load_tokenizer`.
+        text: Any text.
+
+    Returns:
+        Ids, and per id the start and end of its characters. A token without characters of its own (a word's
+        blank, the first bytes of a spelled-out character) gets the character that follows, to which it belongs.
+    """
+    if isinstance(tokenizer, LlamaTokenizer):
+        pieces = tokenizer.pieces(text)
+        ids = [tokenizer.convert_tokens_to_ids(piece) for piece, _, _ in pieces]
+        spans: Iterable[Span] = [(start, end) for _, start, end in pieces]
+    else:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+    return ids, [(start, min(max(end, start + 1), len(text))) for start, end in spans]
+
+
+def load_tokenizer(
+    folder_or_hub_id: str | Path, *, model_max_length: int | None = None, padding_side: str = "right"
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Args:
+        folder_or_hub_id: Folder, or id on the configured hub.
+        model_max_length: Tokens a sequence may have; by default what the checkpoint says.
+        padding_side: ``right`` or ``left``.
+
+    Returns:
+        `LlamaTokenizer` for Llama's ``tokenizer.model``, otherwise what transformers makes of the files. It
+        pads with the unknown token where the checkpoint names no other.
+
+    Raises:
+        MissingFileError: If there is no tokenizer.
+    """
+    source = str(folder_or_hub_id)
+    options: dict[str, Any] = {"padding_side": padding_side}
+    if model_max_length is not None:
+        options["model_max_length"] = model_max_length
+    try:
+        if _is_llama(source):
+            tokenizer = LlamaTokenizer.from_pretrained(source, **options)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise MissingFileError(
+            f"no tokenizer in {source!r}; expected a folder or hub id with tokenizer.model or tokenizer.json"
+        ) from error
+    if tokenizer.pad_token is None and tokenizer.unk_token is not None:
+        tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
+
+
+def _is_llama(source: str) -> bool:
+    """Tell from the files whether this is a SentencePiece model of Llama's kind."""
+    if _find(source, VOCABULARY_FILE) is None:
+        return False
+    config = _find(source, "tokenizer_config.json")
+    settings = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
+    return str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer")
+
+
+def _find(source: str, name: str) -> str | None:
+    """Return the path of a checkpoint's file, or ``None`` if it has none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return str(path) if path.is_file() else None
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
