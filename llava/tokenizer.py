@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
@@ -179,11 +179,11 @@ def pieces_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
 
     Returns:
         Ids, and per id the start and end of its characters. A token without characters of its own (a word's
-        blank, the first bytes of a spelled-out character) gets the character that follows, to which it belongs.
+        blank, the first bytes of a spelled-out character) gets the character that follows: it belongs there.
     """
     if isinstance(tokenizer, LlamaTokenizer):
         pieces = tokenizer.pieces(text)
-        ids = [tokenizer.convert_tokens_to_ids(piece) for piece, _, _ in pieces]
+        ids = cast("list[int]", tokenizer.convert_tokens_to_ids([piece for piece, _, _ in pieces]))
         spans: Iterable[Span] = [(start, end) for _, start, end in pieces]
     else:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
