@@ -1,0 +1,42 @@
+"""LLaVA-1.5 with TRIM: a vision-language model that reads only the part of the picture the question is about."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.assistant import Answer, Assistant, Generation, Question
+    from llava.model.builder import load_pretrained_model
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+__version__ = "0.1.0"
+
+# Where each public name lives: it is imported on first use, so that `import llava` needs no torch.
+_HOMES = {
+    "Answer": "llava.assistant",
+    "Assistant": "llava.assistant",
+    "Generation": "llava.assistant",
+    "Question": "llava.assistant",
+    "LlavaConfig": "llava.model.language_model.llava_llama",
+    "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
+    "load_pretrained_model": "llava.model.builder",
+}
+
+__all__ = [
+    "Answer",
+    "Assistant",
+    "Generation",
+    "LlavaConfig",
+    "LlavaLlamaForCausalLM",
+    "Question",
+    "__version__",
+    "load_pretrained_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llava' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

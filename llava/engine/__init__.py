@@ -1,0 +1,1 @@
+"""Engines: embeddings in, tokens out."""

@@ -1,0 +1,1 @@
+"""The model: vision tower, reducer, projector, language model, and how checkpoints become one."""

@@ -1,0 +1,116 @@
+"""LLaVA's `load_pretrained_model`, the way in for code written for LLaVA."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.loading import (
+    Placement,
+    best_device,
+    choose_attention,
+    choose_quantization,
+    load_checkpoint,
+    parse_device,
+    parse_dtype,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def load_pretrained_model(  # noqa: PLR0913 - LLaVA's signature
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str = "cuda",
+    use_flash_attn: bool = False,
+    *,
+    torch_dtype: str | torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    vision_tower: str | None = None,
+    token_reduction: str | None = None,
+) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, CLIPImageProcessorPil | None, int]:
+    """Load a checkpoint: full, projector-only or LoRA, told apart by its files.
+
+    Args:
+        model_path: Folder or hub id.
+        model_base: Language model that a projector or an adapter was trained on; None for a full checkpoint.
+        model_name: LLaVA's argument; the files say what LLaVA read from the name, so it decides nothing.
+        load_8bit: Quantize the language model to 8 bits.
+        load_4bit: Quantize the language model to 4 bits.
+        device_map: ``auto`` spreads the language model over all accelerators; otherwise accelerate's map.
+        device: ``cuda``, ``mps``, ``cpu``. The default is what the machine computes best on where it has no
+            CUDA.
+        use_flash_attn: Say so if flash attention cannot be used; it is used where it can be anyway.
+        torch_dtype: Type of the weights, float32 on a CPU and float16 elsewhere if missing.
+        dtype: The same, under transformers' newer name.
+        attn_implementation: Name of transformers' attention, instead of the choice made here.
+        vision_tower: CLIP folder or hub id instead of the config's ``mm_vision_tower``.
+        token_reduction: Setting instead of the config's ``mm_vision_token_reduce_func``.
+
+    Returns:
+        Tokenizer, model, image processor (None for a plain language model) and context length in tokens.
+
+    Raises:
+        UserError: If something named here is missing or does not fit; the sentence says what.
+        TypeError: For any other keyword.
+    """
+    del model_name
+    placement = choose_placement(
+        None if device == "cuda" else device,
+        torch_dtype if dtype is None else dtype,
+        device_map=device_map if device == "cuda" else None,
+        load_8bit=load_8bit,
+        load_4bit=load_4bit,
+        use_flash_attn=use_flash_attn,
+        attn_implementation=attn_implementation,
+    )
+    loaded = load_checkpoint(
+        model_path, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
+    )
+    return loaded.tokenizer, loaded.model, loaded.image_processor, loaded.context_length
+
+
+def choose_placement(
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    *,
+    device_map: Any = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    use_flash_attn: bool = False,
+    attn_implementation: str | None = None,
+) -> Placement:
+    """Decide where and in which form to load a model.
+
+    Args:
+        device: A device's name; None for the best there is.
+        dtype: A float type; None for the device's default.
+        device_map: ``auto`` or accelerate's map; read only where there is an accelerator.
+        load_8bit: As in `load_pretrained_model`, like the rest.
+        load_4bit: As there.
+        use_flash_attn: As there.
+        attn_implementation: As there.
+
+    Raises:
+        UserError: If the device or type cannot be used, or bitsandbytes is needed and missing.
+    """
+    chosen = parse_device(device) if device is not None else best_device()
+    chosen_dtype = parse_dtype(dtype, chosen)
+    if chosen.type == "cpu" and device_map == "auto":
+        device_map = None
+    return Placement(
+        device=chosen,
+        dtype=chosen_dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation or choose_attention(chosen, chosen_dtype, use_flash_attn),
+        quantization=choose_quantization(load_8bit, load_4bit, chosen_dtype),
+    )

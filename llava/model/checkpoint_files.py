@@ -1,0 +1,141 @@
+"""Finding and reading weight files: safetensors first, otherwise tensor-only pickles, always without running code (D11)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from safetensors import safe_open
+from torch import Tensor
+
+from llava.errors import MissingFileError, UserError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# What a model folder needs at run time; the other frameworks' weights in a hub repository are left there.
+WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
+
+
+def resolve_folder(name: str, beside: Path | None = None) -> Path:
+    """Find the folder of a checkpoint by path, beside another checkpoint, or on the model hub.
+
+    Args:
+        name: An absolute or relative folder, or a hub id such as ``openai/clip-vit-large-patch14-336``.
+        beside: A checkpoint folder; ``name`` may be a folder next to it or in it.
+
+    Raises:
+        MissingFileError: If there is no such folder and ``name`` is no hub id that can be downloaded now.
+    """
+    path = Path(name).expanduser()
+    places = [path] if beside is None or path.is_absolute() else [beside.parent / path, beside / path, path]
+    for place in places:
+        if place.is_dir():
+            return place
+    if path.exists():
+        raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise MissingFileError(f"no model folder {name!r}")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    """Fetch a repository of the configured hub into its cache and return the folder there.
+
+    Raises:
+        MissingFileError: If the hub cannot be reached or has no such repository, and the cache has no copy.
+    """
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, local_files_only=True))
+    except HFValidationError:
+        raise MissingFileError(f"no model folder {hub_id!r}, and it is no id of the model hub") from None
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        files = HfApi().list_repo_files(hub_id)
+        duplicates = ["pytorch_model*.bin"] if any(file.endswith(".safetensors") for file in files) else None
+        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingFileError(
+            f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"
+        ) from None
+
+
+def read_config(folder: Path) -> dict:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        MissingFileError: If the folder has none.
+        UserError: If it is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFileError(f"{folder} has no config.json, so it is no model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold a whole model's weights, one or its shards; empty if there are none."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return [
+                folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            ]
+    return []
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a tensor-only pickle such as ``mm_projector.bin`` or ``non_lora_trainables.bin`` on the CPU.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no file {path}")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged or unsafe pickle
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} could not be read as a file of tensors: {reason}") from None
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path} does not hold a dictionary of tensors")
+    return tensors
+
+
+def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
+    """Yield the (name, tensor) pairs of a whole model whose names start with one of ``prefixes``.
+
+    Raises:
+        MissingFileError: If the folder holds no weights.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise MissingFileError(f"{folder} has no weights ({' or '.join(WEIGHT_FILES)})")
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    if name.startswith(prefixes):
+                        yield name, file.get_tensor(name)
+        else:
+            for name, tensor in read_tensors(path).items():
+                if name.startswith(prefixes):
+                    yield name, tensor

@@ -1,0 +1,155 @@
+"""Llama with eyes: the LLaVA-1.5 model class, under the names that checkpoints and callers use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.multimodal_encoder.clip_encoder import Question
+
+
+class LlavaConfig(LlamaConfig):
+    """A Llama config with LLaVA's ``mm_*`` keys."""
+
+    model_type = "llava_llama"
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """The transformer with its vision tower and projector."""
+
+    config_class = LlavaConfig
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+    """LLaVA-1.5 over Llama or Vicuna.
+
+    Pixels go through CLIP, the token reducer and the projector; the tokens that come out stand in the prompt
+    where
+    ``<image>`` stood; from there on it is the language model.
+    """
+
+    config_class = LlavaConfig
+    # The tower's weights come from CLIP's own checkpoint unless the config says that they were trained
+    # (`loading.py`).
+    _keys_to_ignore_on_load_unexpected = (r"vision_tower\.",)
+
+    def __init__(self, config: LlavaConfig) -> None:
+        """Build the model with an unloaded tower."""
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_model(self) -> LlavaLlamaModel:
+        """Return the inner model."""
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        texts: Sequence[Question] | str | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the model on a batch of prompts and pictures.
+
+        Args:
+            input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
+            attention_mask: (B, L).
+            position_ids: (B, L).
+            past_key_values: Cache of earlier positions.
+            inputs_embeds: (B, T, H) instead of ids and images.
+            labels: (B, L); visual tokens are never learned.
+            images: Pixels of all images, (I, 3, H, W) or a list.
+            image_sizes: Width and height of the pictures in pixels, for ``anyres``.
+            texts: The question per image, several per image while training; read from the ids if missing.
+            **kwargs: Llama's other arguments.
+
+        Returns:
+            Logits (B, T, V) over the spliced sequence, and the loss if there are labels.
+
+        Raises:
+            UserError: If placeholders and images do not match, or a needed question cannot be had.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids,
+                    position_ids,
+                    attention_mask,
+                    past_key_values,
+                    labels,
+                    images,
+                    image_sizes,
+                    texts,
+                )
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        texts: Sequence[Question] | str | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Answer a batch of prompts; transformers' generation arguments apply.
+
+        Args:
+            inputs: Ids (B, L), padded on either side; also accepted as ``input_ids``.
+            images: Pixels of all images, (I, 3, H, W) or a list.
+            image_sizes: Width and height of the pictures in pixels, for ``anyres``.
+            texts: The question per image; read from the ids if missing.
+            **kwargs: ``attention_mask`` (B, L), or ``inputs_embeds`` (B, T, H) instead of ids, and
+                transformers' others.
+
+        Returns:
+            The ids of the answers alone, (B, new tokens).
+
+        Raises:
+            UserError: If placeholders and images do not match, or a needed question cannot be had.
+        """
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if ids is None:
+            return super().generate(**kwargs)
+        kwargs.pop("position_ids", None)
+        # A new token follows the last position, so whatever the caller's padding was, it moves to the left.
+        batch = self.splice(
+            ids,
+            kwargs.pop("attention_mask", None),
+            None,
+            images,
+            image_sizes=image_sizes,
+            texts=texts,
+            side="left",
+        )
+        return super().generate(
+            inputs_embeds=batch.embeddings, attention_mask=batch.attention_mask.long(), **kwargs
+        )
+
+
+AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
+AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

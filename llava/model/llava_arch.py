@@ -1,0 +1,421 @@
+"""What makes a language model a LLaVA: a vision tower and a projector beside it, and their tokens spliced
+into its prompt.
+
+Shapes: B samples, L ids per sample, I images over the batch, N patches, D tower width, H width of the
+language model.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import user_turns
+from llava.errors import UserError
+from llava.model.anyres import arrange_crops
+from llava.model.checkpoint_files import read_tensors
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, Question
+from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens, parse_reduction
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.splice import (
+    SplicedBatch,
+    drop_padding,
+    expand_labels,
+    expand_placeholders,
+    fill_placeholders,
+    images_per_sample,
+    pad,
+)
+
+logger = logging.getLogger(__name__)
+
+# Pixels of a batch: (I, 3, H, W), or crops of each image as (I, C, 3, H, W) or a list of (C, 3, H, W) or (3,
+# H, W).
+Images = Tensor | Sequence[Tensor]
+
+
+class LlavaMetaModel:
+    """Mixin of the inner model: holds the vision tower and the projector next to the transformer's layers."""
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        """Build projector and an unloaded tower if the config names a tower."""
+        super().__init__(config)  # type: ignore[call-arg]  # the other base is a transformers model
+        if getattr(config, "mm_vision_tower", None):
+            self.vision_tower = build_vision_tower(config, delay_load=True)
+            self._build_projector()
+
+    def _build_projector(self) -> None:
+        self.mm_projector = build_vision_projector(self.config)
+        if "unpad" in (getattr(self.config, "mm_patch_merge_type", None) or "flat"):
+            spread = self.config.hidden_size**-0.5
+            self.image_newline = nn.Parameter(torch.randn(self.config.hidden_size) * spread)
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """Return the tower, or None for a plain language model."""
+        return getattr(self, "vision_tower", None)
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+        """Give the model the tower, projector and reduction that training asked for.
+
+        What the arguments say wins over the checkpoint's config: it is what trains and what is saved (facts
+        B7).
+
+        Args:
+            model_args: Anything with LLaVA's ``ModelArguments``.
+            fsdp: LLaVA's argument, unused.
+
+        Raises:
+            UserError: If a setting is not accepted, or the projector file does not fit.
+        """
+        del fsdp
+        config = self.config
+        old_projector = (getattr(config, "mm_projector_type", None), getattr(config, "mm_hidden_size", None))
+        config.mm_vision_tower = model_args.vision_tower or config.mm_vision_tower
+        config.mm_vision_select_layer = model_args.mm_vision_select_layer
+        config.mm_vision_select_feature = model_args.mm_vision_select_feature
+        config.mm_vision_token_reduce_func = model_args.mm_vision_token_reduce_func
+        config.mm_patch_merge_type = model_args.mm_patch_merge_type
+        config.mm_projector_type = getattr(model_args, "mm_projector_type", None) or "linear"
+        config.use_mm_proj = True
+
+        placed = next(self.parameters())  # type: ignore[attr-defined]
+        self.vision_tower = build_vision_tower(config, delay_load=True)
+        self.vision_tower.load_model(device=placed.device, dtype=placed.dtype)
+        config.mm_hidden_size = self.vision_tower.hidden_size
+
+        if getattr(self, "mm_projector", None) is None or old_projector != (
+            config.mm_projector_type,
+            config.mm_hidden_size,
+        ):
+            self._build_projector()
+            self.mm_projector.to(device=placed.device, dtype=placed.dtype)
+        # A base model may have been loaded with everything frozen.
+        self.mm_projector.requires_grad_(True)
+        if model_args.pretrain_mm_mlp_adapter is not None:
+            load_projector(self.mm_projector, Path(model_args.pretrain_mm_mlp_adapter))
+
+
+def load_projector(projector: nn.Module, path: Path) -> None:
+    """Fill a projector from a file such as ``mm_projector.bin``, whose keys may carry any prefix.
+
+    Raises:
+        UserError: If the file's tensors do not fit the projector.
+    """
+    marker = "mm_projector."
+    weights = {
+        name.split(marker, 1)[1]: tensor for name, tensor in read_tensors(path).items() if marker in name
+    }
+    try:
+        projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit this model's projector: {' '.join(str(error).split())}"
+        ) from None
+
+
+class LlavaMetaForCausalLM(ABC):
+    """Mixin of the causal language model: turns prompts with placeholders and pixels into embeddings."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Reads the question back from ``input_ids`` for callers that pass no ``texts``; set by whoever loads the model."""
+
+    @abstractmethod
+    def get_model(self) -> Any:
+        """Return the inner model, which holds tower and projector."""
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """Return the tower, or None for a plain language model."""
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
+        """See, reduce and project a batch of pictures.
+
+        Args:
+            images: Pixels, (I, 3, H, W).
+            texts: The question of each image, see `CLIPVisionTower.forward`.
+
+        Returns:
+            Visual tokens in the language model's width: ``packed`` is (sum(counts), H).
+        """
+        tower = self.get_vision_tower()
+        if tower is None:
+            raise UserError("images were given to a model without a vision tower")
+        return self.project(tower(images, texts))
+
+    def project(self, tokens: VisualTokens) -> VisualTokens:
+        """Map packed tokens of the tower, (sum(counts), D), to the language model's width, (sum(counts), H)."""
+        projector = self.get_model().mm_projector
+        placed = next(projector.parameters(), tokens.packed)
+        packed = projector(tokens.packed.to(device=placed.device, dtype=placed.dtype))
+        return VisualTokens(packed, tokens.counts, tokens.kept)
+
+    def _tokens_per_image(
+        self, images: Images, image_sizes: Sequence[tuple[int, int]] | None, texts: list[Question] | None
+    ) -> list[Tensor]:
+        """Return the projected tokens of every image, one (n_i, H) each, its crops merged into one stretch."""
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return list(self.encode_images(images, texts).split())
+        crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
+        if texts is not None and len(texts) == len(crops):
+            texts = [text for image, text in zip(crops, texts, strict=True) for _ in image]
+        tokens = self.encode_images(torch.cat(crops), texts).split()
+        merged, start = [], 0
+        for i, image in enumerate(crops):
+            own = tokens[start : start + len(image)]
+            start += len(image)
+            merged.append(self._merge_crops(own, image_sizes[i] if image_sizes is not None else None))
+        return merged
+
+    def _merge_crops(self, crops: Sequence[Tensor], image_size: tuple[int, int] | None) -> Tensor:
+        """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
+        tower = self.get_vision_tower()
+        assert tower is not None
+        merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
+        # Reduced crops have no grid to be arranged on: their tokens follow one another.
+        if merge_type == "flat" or not isinstance(tower.token_reduction, NoReduction):
+            return torch.cat(list(crops))
+        newline = self.get_model().image_newline if "unpad" in merge_type else None
+        return arrange_crops(
+            crops, tower.num_patches_per_side, image_size, newline, self.config, tower.config
+        )
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Images | None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        texts: Sequence[Question] | str | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
+        """Replace ids by embeddings with the visual tokens in them: LLaVA's name, arguments and result.
+
+        Args:
+            input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
+            position_ids: Returned as they are where nothing is spliced, else made anew.
+            attention_mask: Which ids are no padding, (B, L).
+            past_key_values: Returned as they are.
+            labels: (B, L), returned as None if missing.
+            images: Pixels of all images in the order of their placeholders.
+            image_sizes: Width and height of the pictures in pixels; read for ``anyres`` only.
+            texts: The question per image, or per sample, or one for all; recovered from ``input_ids`` if
+                missing.
+
+        Returns:
+            ids (None once embedded), position ids, mask, past key values, embeddings (B, T, H), labels (B,
+            T).
+
+        Raises:
+            UserError: If placeholders and images do not match, or a question is needed and cannot be had.
+        """
+        if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        batch = self.splice(
+            input_ids,
+            attention_mask,
+            labels,
+            images,
+            image_sizes=image_sizes,
+            texts=texts,
+            side=self._padding_side(),
+        )
+        mask = batch.attention_mask.to(torch.long if attention_mask is None else attention_mask.dtype)
+        spliced_labels = None if labels is None else batch.labels
+        return None, batch.position_ids, mask, past_key_values, batch.embeddings, spliced_labels
+
+    def splice(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        images: Images | None,
+        *,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        texts: Sequence[Question] | str | None = None,
+        side: str = "right",
+    ) -> SplicedBatch:
+        """Embed a padded batch of prompts with their images' tokens; see
+        `prepare_inputs_labels_for_multimodal`.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L) or None.
+            labels: (B, L) or None.
+            images: Pixels, or None for text alone.
+            image_sizes: As above.
+            texts: As above.
+            side: Where the padding goes.
+        """
+        rows = drop_padding(input_ids, attention_mask)
+        label_rows = [
+            row.new_full(row.shape, IGNORE_INDEX) if labels is None else kept
+            for row, kept in zip(
+                rows, rows if labels is None else drop_padding(labels, attention_mask), strict=True
+            )
+        ]
+        count = 0 if images is None else len(images)
+        shown = images_per_sample(rows, count)
+        tokens: list[Tensor] = []
+        if images is not None:
+            questions = self._question_per_image(texts, rows, shown, count, all_turns=labels is not None)
+            tokens = self._tokens_per_image(images, image_sizes, questions)
+        embedded, expanded_labels = [], []
+        for row, row_labels, own in zip(rows, label_rows, shown, strict=True):
+            # The empty slice ties a sample without a picture to the projector: under ZeRO-3 every rank must
+            # run it.
+            own_tokens = [tokens[i] for i in own] or [image[:0] for image in tokens[:1]]
+            embedded.append(self.embed_prompt(row, own_tokens))
+            counts = [len(tokens[i]) for i in own]
+            expanded_labels.append(expand_labels(row_labels, row, counts)[: len(embedded[-1])])
+        return pad(embedded, expanded_labels, side)
+
+    def embed_prompt(self, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Embed one prompt with its images' projected tokens in place.
+
+        Args:
+            ids: (L,) with one ``IMAGE_TOKEN_INDEX`` per image.
+            images: One (n_i, H) per image.
+
+        Returns:
+            (T, H), cut at ``tokenizer_model_max_length`` if the config sets one.
+        """
+        is_shown = bool((ids == IMAGE_TOKEN_INDEX).any())
+        ids = expand_placeholders(ids, [len(image) for image in images] if is_shown else [])
+        limit = getattr(self.config, "tokenizer_model_max_length", None)
+        if limit is not None and len(ids) > limit:
+            logger.warning("a prompt of %d tokens is cut at tokenizer_model_max_length, %d", len(ids), limit)
+            ids = ids[:limit]
+        embed_tokens = self.get_model().embed_tokens
+        embeddings = embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
+        if not images:
+            return embeddings
+        return fill_placeholders(
+            ids, embeddings, torch.cat([image.to(embeddings.device) for image in images])
+        )
+
+    def _padding_side(self) -> str:
+        return getattr(self.config, "tokenizer_padding_side", None) or "right"
+
+    def _question_per_image(
+        self,
+        texts: Sequence[Question] | str | None,
+        rows: Sequence[Tensor],
+        shown: Sequence[range],
+        images: int,
+        all_turns: bool,
+    ) -> list[Question] | None:
+        """Match the caller's texts with the images, or read the questions from the prompts' ids, (L,) each."""
+        tower = self.get_vision_tower()
+        if tower is None or not tower.token_reduction.needs_question:
+            return None
+        if texts is None and self.tokenizer is None:
+            return None
+        if isinstance(texts, str):
+            return [texts] * images
+        if texts is not None and len(texts) == images:
+            return list(texts)
+        if texts is None:
+            texts = [self.question_in_ids(row, all_turns) for row in rows]
+        if len(texts) != len(rows):
+            raise UserError(
+                f"{len(texts)} texts for {images} images in {len(rows)} prompts; give one per image"
+            )
+        # An image that no placeholder shows is never read; it only needs some text.
+        questions: list[Question] = [""] * images
+        for text, own in zip(texts, shown, strict=True):
+            for image in own:
+                questions[image] = text
+        return questions
+
+    def question_in_ids(self, ids: Tensor, all_turns: bool = False) -> Question:
+        """Read from a prompt's ids (L,) what the user asked last, or in every turn as training scores them."""
+        assert self.tokenizer is not None
+        stretches, start = [], 0
+        for end in [*(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]:
+            stretches.append(self.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False))
+            start = end + 1
+        turns = user_turns(DEFAULT_IMAGE_TOKEN.join(stretches))
+        return turns if all_turns else turns[-1]
+
+    def set_token_reduction(self, setting: str | None) -> None:
+        """Change the reduction of the loaded model and its config, as ``mm_vision_token_reduce_func`` would.
+
+        Raises:
+            UserError: If the setting is not accepted, or the model has no vision tower.
+        """
+        tower = self.get_vision_tower()
+        if tower is None:
+            raise UserError(f"token reduction {setting!r} needs a model with a vision tower")
+        reducer = parse_reduction(setting)
+        tower.set_token_reduction(reducer)
+        self.config.mm_vision_token_reduce_func = str(reducer)
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Add the special tokens that the settings ask for, to tokenizer and embeddings.
+
+        New rows of ``<im_start>`` and ``<im_end>`` begin as the mean of the old ones.
+
+        Args:
+            model_args: Anything with LLaVA's ``mm_use_im_*``, ``tune_mm_mlp_adapter`` and
+                ``pretrain_mm_mlp_adapter``.
+            tokenizer: Extended in place.
+        """
+        if model_args.mm_use_im_patch_token:
+            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+            self.resize_token_embeddings(len(tokenizer))  # type: ignore[attr-defined]
+        if not model_args.mm_use_im_start_end:
+            return
+        added = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+        self.resize_token_embeddings(len(tokenizer))  # type: ignore[attr-defined]
+        inputs = self.get_input_embeddings().weight.data  # type: ignore[attr-defined]
+        outputs = self.get_output_embeddings().weight.data  # type: ignore[attr-defined]
+        for weight in (inputs, outputs) if added else ():
+            weight[-added:] = weight[:-added].mean(dim=0, keepdim=True)
+        if model_args.tune_mm_mlp_adapter:
+            self.get_input_embeddings().requires_grad_(True)  # type: ignore[attr-defined]
+            self.get_output_embeddings().requires_grad_(False)  # type: ignore[attr-defined]
+        if model_args.pretrain_mm_mlp_adapter:
+            _load_new_rows(inputs, Path(model_args.pretrain_mm_mlp_adapter), added or 2)
+
+
+def _load_new_rows(embeddings: Tensor, path: Path, rows: int) -> None:
+    """Copy the rows of the start and end tokens from a projector file that brings all embeddings or just
+    these.
+
+    Args:
+        embeddings: The model's input embeddings, (V, H), changed in place.
+        path: The file.
+        rows: How many rows are new.
+
+    Raises:
+        UserError: If the file has no embeddings or of another size.
+    """
+    stored = read_tensors(path).get("model.embed_tokens.weight")
+    if stored is None or stored.shape not in (embeddings.shape, (rows, embeddings.shape[1])):
+        found = "none" if stored is None else tuple(stored.shape)
+        raise UserError(
+            f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or "
+            f"{(rows, embeddings.shape[1])} for the start and end tokens; found {found}"
+        )
+    embeddings[-rows:] = stored[-rows:].to(embeddings)

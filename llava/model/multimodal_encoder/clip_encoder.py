@@ -1,0 +1,381 @@
+"""CLIP as the eye of the model: its vision half sees the picture, its text half tells the reducer what was
+asked.
+
+Shapes: B images, N patches per image, D tower width, E width of CLIP's joint space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
+
+from llava.errors import MissingFileError, UserError
+from llava.model.checkpoint_files import iterate_weights, read_config, resolve_folder
+from llava.model.multimodal_encoder.token_reduction import (
+    Reducer,
+    ReducerInputs,
+    VisualTokens,
+    parse_reduction,
+    patch_relevance,
+)
+
+logger = logging.getLogger(__name__)
+
+SELECT_FEATURES = ("patch", "cls_patch")
+
+# What CLIP sees of one image's question: one text, or several (the human turns of a training sample).
+Question = str | Sequence[str]
+
+
+class CLIPVisionTower(nn.Module):
+    """CLIP's vision half, cut at the selected layer, with the token reducer behind it.
+
+    CLIP is held once: its two halves are submodules under the names that published checkpoints use, the
+    layers above
+    the selected one are never built, and the text half is loaded only while the reducer asks for it. All of
+    it is frozen.
+
+    Attributes:
+        vision_tower_name: Hub id or folder of a whole CLIP checkpoint.
+        select_layer: Which of the encoder's hidden states are the patch features; LLaVA-1.5 reads -2.
+        select_feature: ``patch`` leaves the CLS token out, ``cls_patch`` keeps it in front.
+        token_reduction: The reducer in force; change it with `set_token_reduction`.
+        vision_tower: CLIP's vision half with its projection, once loaded.
+        text_tower: CLIP's text half with its projection, once needed.
+    """
+
+    vision_tower: CLIPVisionModelWithProjection
+    text_tower: CLIPTextModelWithProjection | None
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        """Remember what to load; load it at once unless ``delay_load``.
+
+        Args:
+            vision_tower: Hub id or folder of a whole CLIP checkpoint.
+            args: Anything with the ``mm_vision_*`` attributes of a LLaVA config.
+            delay_load: Wait for `load_model`, as a checkpoint that is being read does.
+
+        Raises:
+            UserError: If the token reduction or the selected feature is not one of the accepted ones.
+        """
+        super().__init__()
+        self.vision_tower_name = vision_tower
+        self.select_layer = int(args.mm_vision_select_layer)
+        self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
+        if self.select_feature not in SELECT_FEATURES:
+            raise UserError(
+                f"mm_vision_select_feature is {self.select_feature!r}; accepted: {', '.join(SELECT_FEATURES)}"
+            )
+        self.token_reduction: Reducer = parse_reduction(getattr(args, "mm_vision_token_reduce_func", None))
+        self.is_loaded = False
+        self._warned_of_long_question = False
+        if not delay_load:
+            self.load_model()
+
+    def load_model(
+        self,
+        device_map: Any = None,
+        *,
+        beside: Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load CLIP from its folder or from the hub; does nothing if it is loaded.
+
+        Args:
+            device_map: LLaVA's argument for the place of the tower: a device, or ``auto`` for the default
+                one.
+            beside: The LLaVA checkpoint next to which the CLIP folder may lie.
+            device: Where to put the weights; by default where ``device_map`` says, else the CPU.
+            dtype: Their type. Relevance is computed in float32 whatever it is.
+
+        Raises:
+            MissingFileError: If CLIP is not found; the message says how to name another one.
+        """
+        if self.is_loaded:
+            return
+        if device is None:
+            device = (
+                device_map if isinstance(device_map, (str, torch.device)) and device_map != "auto" else "cpu"
+            )
+        self.folder = self._find_folder(beside)
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(self.folder)
+        vision, text = _read_clip_configs(self.folder)
+        vision.num_hidden_layers = _layers_to_run(self.select_layer, vision.num_hidden_layers)
+        self._text_config = text
+        self.vision_tower = _load_half(
+            CLIPVisionModelWithProjection, vision, self.folder, ("vision_model.", "visual_projection.")
+        )
+        self.vision_tower.to(device=device, dtype=dtype)
+        self.text_tower = None
+        self.is_loaded = True
+        self.set_token_reduction(self.token_reduction)
+
+    def _find_folder(self, beside: Path | None) -> Path:
+        try:
+            return resolve_folder(self.vision_tower_name, beside)
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"the checkpoint's CLIP (mm_vision_tower) was not found: {error}; name a folder or hub id that holds it "
+                "with --vision-tower (vision_tower= in Python), for LLaVA-1.5 openai/clip-vit-large-patch14-336"
+            ) from None
+
+    def set_token_reduction(self, reduction: Reducer | str | None) -> None:
+        """Change the reducer, loading CLIP's text half if it is the first to ask for it.
+
+        Raises:
+            UserError: If the setting is not accepted, or CLIP's folder has no text half.
+        """
+        reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
+        if self.is_loaded and reducer.needs_question and self.text_tower is None:
+            self._load_text_tower(reducer)
+        self.token_reduction = reducer
+
+    def _load_text_tower(self, reducer: Reducer) -> None:
+        if self._text_config is None:
+            raise UserError(
+                f"{reducer} reads the question with CLIP's text half, which {self.folder} does not hold"
+            )
+        self.text_tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        self.text_tower = _load_half(
+            CLIPTextModelWithProjection, self._text_config, self.folder, ("text_model.", "text_projection.")
+        )
+        self.text_tower.to(device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
+        """See a batch of images and keep what matters for their questions.
+
+        Args:
+            images: Pixels in any float type, (B, 3, H, W).
+            texts: The question of each image; one for all of them may be given alone. Several texts for one
+                image count
+                by the average of their dot products.
+
+        Returns:
+            Visual tokens in the tower's width and type.
+
+        Raises:
+            UserError: If the reducer needs a question and there is none, or not one per image.
+        """
+        return self.reduce(self.encode(images), images, texts)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the patch features of (B, 3, H, W) pixels at the selected layer, (B, N, D)."""
+        images = images.to(device=self.device, dtype=self.dtype)
+        # The encoder ends at the selected layer, so its last hidden state is the one to read.
+        hidden = self.vision_tower.vision_model(images).last_hidden_state
+        return hidden if self.select_feature == "cls_patch" else hidden[:, 1:]
+
+    @torch.no_grad()
+    def reduce(
+        self,
+        patches: Tensor,
+        images: Tensor,
+        texts: Sequence[Question] | str | None,
+        reducer: Reducer | None = None,
+    ) -> VisualTokens:
+        """Reduce (B, N, D) patches of (B, 3, H, W) images by the reducer in force, or by another one for this call."""
+        if reducer is None:
+            reducer = self.token_reduction
+        relevance = partial(self._relevance, patches, texts)
+        return reducer(ReducerInputs(patches, images, relevance))
+
+    def _relevance(self, patches: Tensor, texts: Sequence[Question] | str | None) -> Tensor:
+        """Relevance of (B, N, D) patches to the questions, (B, N)."""
+        questions = self.encode_questions(_one_question_per_image(texts, len(patches)))
+        return patch_relevance(self.score_patches(patches, questions))
+
+    def score_patches(self, patches: Tensor, questions: Tensor) -> Tensor:
+        """Dot products of projected patches with projected questions, in float32 whatever the tower's type.
+
+        Projecting a patch and multiplying it with the question is the same as multiplying it with the
+        question projected
+        *back* to the tower's width, which costs N times D instead of N times D times E products.
+
+        Args:
+            patches: Patch features of the tower, (B, N, D).
+            questions: Projected questions, (B, E).
+
+        Returns:
+            Scores, (B, N).
+        """
+        norm = self.vision_tower.vision_model.post_layernorm
+        normed = F.layer_norm(
+            patches.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+        )
+        projection = self.vision_tower.visual_projection.weight.float()  # (E, D)
+        # Row by row and by sums along rows: no matrix product whose rounding depends on the size of the
+        # batch.
+        directions = torch.stack([question.float() @ projection for question in questions])  # (B, D)
+        return (normed * directions.unsqueeze(1)).sum(dim=-1)
+
+    @torch.no_grad()
+    def encode_questions(self, questions: Sequence[Question]) -> Tensor:
+        """Project questions into CLIP's joint space, (B, E): per image its text's embedding, or the mean of
+        its texts'.
+
+        Every distinct text is encoded by itself and without padding, so that no answer depends on its
+        neighbors.
+        """
+        per_image = [[question] if isinstance(question, str) else list(question) for question in questions]
+        if not all(per_image):
+            raise UserError("an image has an empty list of questions; give at least one text per image")
+        distinct = dict.fromkeys(text for texts in per_image for text in texts)
+        embeddings = {text: self._encode_text(text) for text in distinct}
+        return torch.stack(
+            [torch.stack([embeddings[text] for text in texts]).mean(dim=0) for texts in per_image]
+        )
+
+    def _encode_text(self, text: str) -> Tensor:
+        """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
+        if self.text_tower is None:
+            raise UserError(
+                "the text half of CLIP is not loaded; set a token reduction that asks for it first"
+            )
+        limit = self.text_tower.config.max_position_embeddings
+        ids = self.text_tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) > limit:
+            self._warn_of_long_question(len(ids), limit)
+            ids = ids[: limit - 1] + ids[-1:]
+        embedded = self.text_tower(torch.tensor([ids], device=self.device)).text_embeds
+        return embedded[0].float()
+
+    def _warn_of_long_question(self, length: int, limit: int) -> None:
+        if not self._warned_of_long_question:
+            self._warned_of_long_question = True
+            logger.warning(
+                "a question has %d CLIP tokens: the first %d decide which patches stay (said once)",
+                length,
+                limit,
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.vision_tower.visual_projection.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vision_tower.visual_projection.weight.device
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        """CLIP's vision config, read from its folder if the tower is not loaded."""
+        if self.is_loaded:
+            return self.vision_tower.config
+        return _read_clip_configs(self._find_folder(None))[0]
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        """One zero feature, (1, D)."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of a patch feature."""
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches N of one picture, before any reduction and without CLS."""
+        return self.num_patches_per_side**2
+
+
+def _one_question_per_image(texts: Sequence[Question] | str | None, images: int) -> list[Question]:
+    """Match questions with images.
+
+    Raises:
+        UserError: If there is no question, or their number is neither 1 nor that of the images.
+    """
+    if texts is None:
+        raise UserError(
+            "the token reduction reads the question, and none was given: pass texts=, or load the model with "
+            "load_pretrained_model so that it can read the question from input_ids"
+        )
+    questions = [texts] if isinstance(texts, str) else list(texts)
+    if len(questions) == 1:
+        return questions * images
+    if len(questions) != images:
+        raise UserError(f"{len(questions)} questions for {images} images; give one per image, or one for all")
+    return questions
+
+
+def _layers_to_run(select_layer: int, layers: int) -> int:
+    """Return how many encoder layers lead to ``hidden_states[select_layer]``, of which there are ``layers +
+    1``.
+
+    Raises:
+        UserError: If there is no such hidden state.
+    """
+    count = select_layer if select_layer >= 0 else layers + 1 + select_layer
+    if not 0 <= count <= layers:
+        raise UserError(
+            f"mm_vision_select_layer is {select_layer}; this CLIP has hidden states {-layers - 1} to {layers}"
+        )
+    return count
+
+
+def _read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
+    """Read the configs of CLIP's vision and text halves; the latter is None if the folder holds the vision
+    half only.
+
+    Raises:
+        UserError: If the folder holds something else than CLIP.
+    """
+    model_type = read_config(folder).get("model_type")
+    if model_type == "clip_vision_model":
+        return CLIPVisionConfig.from_pretrained(folder), None
+    if model_type != "clip":
+        raise UserError(
+            f"{folder} holds a model of type {model_type!r}; the vision tower is a CLIP model ('clip')"
+        )
+    config = CLIPConfig.from_pretrained(folder)
+    config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+    return config.vision_config, config.text_config
+
+
+def _load_half(
+    model_class: type[PreTrainedModel], config: Any, folder: Path, prefixes: tuple[str, ...]
+) -> PreTrainedModel:
+    """Build one half of CLIP and fill it from the folder's weights, frozen and in float32 or its stored type.
+
+    Raises:
+        UserError: If weights are missing.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = model_class._from_config(config)
+    expected = model.state_dict().keys()
+    weights = {name: tensor for name, tensor in iterate_weights(folder, prefixes) if name in expected}
+    missing = sorted(expected - weights.keys())
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, the first is {missing[0]}"
+        )
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False).eval()

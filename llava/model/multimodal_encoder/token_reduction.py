@@ -1,0 +1,329 @@
+"""The reducers: which patches of a picture the language model gets to read.
+
+TRIM (arXiv:2409.10994), in the order of its paper: the relevance of every patch to the question
+(`patch_relevance`), the
+interquartile rule that decides how many stay (`keep_outliers`), and the mean of the others as one more token
+(`merge_dropped`).
+Nothing here knows CLIP: `clip_encoder.py` supplies patches and relevance.
+
+Shapes: B images, N patches per image, D tower width, n_i visual tokens of image i.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava.errors import UserError
+
+ACCEPTED_FORMS = (
+    "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of patches, "
+    "'Random:' followed by the same, or 'Pool:k'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VisualTokens:
+    """Visual tokens of a batch of images, packed back to back because images may differ in length.
+
+    Attributes:
+        packed: Tokens of image 0, then of image 1, and so on; shape (sum(counts), D).
+        counts: Tokens per image, n_i.
+        kept: Which patches stayed as tokens of their own, bool (B, N).
+    """
+
+    packed: Tensor
+    counts: tuple[int, ...]
+    kept: Tensor
+
+    @classmethod
+    def pack(cls, images: list[Tensor], kept: Tensor) -> VisualTokens:
+        """Pack one (n_i, D) tensor per image; ``kept`` is bool (B, N)."""
+        return cls(torch.cat(images), tuple(len(tokens) for tokens in images), kept)
+
+    def split(self) -> tuple[Tensor, ...]:
+        """Return one (n_i, D) view per image."""
+        return self.packed.split(self.counts)
+
+
+def patch_relevance(scores: Tensor) -> Tensor:
+    """Turn patch-question dot products into a distribution over the patches of each image.
+
+    Relevance *falls* with the dot product: patches of a contrastively trained ViT tend to oppose the text
+    they depict
+    (arXiv:2304.05653), and the released TRIM checkpoints learned this sign.
+
+    Args:
+        scores: Plain dot products (no cosine, no logit scale) of projected patches with the projected
+            question, (B, N).
+
+    Returns:
+        Probabilities in float32, (B, N).
+    """
+    return scores.float().neg().softmax(dim=-1)
+
+
+def keep_outliers(relevance: Tensor, iqr_factor: float = 1.5) -> Tensor:
+    """Mark the patches above Q3 + 1.5 IQR of their own image: (B, N) -> bool (B, N).
+
+    The quartiles are those of one image, never of the batch, so an answer does not depend on its neighbors.
+    Where no
+    patch is an outlier, the most relevant one stays.
+    """
+    relevance = relevance.float()
+    low, high = relevance.quantile(torch.tensor([0.25, 0.75], device=relevance.device), dim=-1)
+    outliers = relevance > (high + iqr_factor * (high - low)).unsqueeze(-1)
+    return outliers | (keep_top(relevance, 1) & ~outliers.any(dim=-1, keepdim=True))
+
+
+def keep_top(relevance: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` most relevant patches of each image, the earlier one on a tie: (B, N) -> bool (B, N)."""
+    top = relevance.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(relevance, dtype=torch.bool).scatter(-1, top, True)
+
+
+def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
+    """Per image: the kept patches in raster order, then the mean of the dropped ones as one token.
+
+    Args:
+        patches: Patch features of the tower, (B, N, D).
+        keep: Which patches stay, bool (B, N).
+
+    Returns:
+        n_i tokens per image in the dtype of ``patches``: the patches kept, plus one unless every patch is
+        kept.
+    """
+    images = []
+    for tokens, kept in zip(patches, keep, strict=True):
+        rest = tokens[~kept]
+        # Summed in float32: in half precision a mean of hundreds of patches would lose its last bits.
+        summary = rest.float().mean(dim=0, keepdim=True).to(rest.dtype) if len(rest) else rest
+        images.append(torch.cat([tokens[kept], summary]))
+    return VisualTokens.pack(images, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many patches stay.
+
+    Attributes:
+        keep: A share of the patches if at most 1, a number of patches if above; ``None`` (written ``-1``)
+            lets each image
+            decide by the interquartile rule of arXiv:2409.10994.
+    """
+
+    keep: float | None
+
+    @classmethod
+    def parse(cls, value: str) -> Budget:
+        """Read the part after ``TRIM:`` or ``Random:``.
+
+        Raises:
+            ValueError: If ``value`` is neither -1, a ratio in (0, 1] nor a whole number of patches.
+        """
+        keep = float(value)
+        if keep == -1:
+            return cls(keep=None)
+        if not (0 < keep <= 1 or (keep > 1 and keep.is_integer())):
+            raise ValueError(value)
+        return cls(keep=keep)
+
+    def __str__(self) -> str:
+        """Write the setting as `parse` reads it."""
+        return "-1" if self.keep is None else f"{self.keep:g}" if self.keep <= 1 else f"{int(self.keep)}"
+
+    def count(self, patches: int) -> int:
+        """Return how many of ``patches`` a fixed budget keeps: ``int(N * ratio)`` or the number asked for, at least 1."""
+        if self.keep is None:
+            raise ValueError("an adaptive budget has no count before it has seen the picture")
+        return max(1, int(patches * self.keep) if self.keep <= 1 else min(patches, int(self.keep)))
+
+
+@dataclass(frozen=True, slots=True)
+class ReducerInputs:
+    """What a reducer may look at.
+
+    Attributes:
+        patches: Patch features of the tower, (B, N, D).
+        pixels: What the tower saw, (B, 3, H, W).
+        relevance: Computes the relevance of each patch to the question, float32 (B, N), or raises `UserError`
+            if no
+            question was given; called only by reducers that ask for it.
+    """
+
+    patches: Tensor
+    pixels: Tensor
+    relevance: Callable[[], Tensor]
+
+
+class Reducer(Protocol):
+    """A setting of ``mm_vision_token_reduce_func``, which is also the function that carries it out."""
+
+    @property
+    def needs_question(self) -> bool:
+        """Whether the reducer asks for relevance, so that the tower must hold CLIP's text half."""
+
+    @classmethod
+    def parse(cls, value: str) -> Reducer:
+        """Read the part after the reducer's name and colon; raises ValueError if it makes no sense."""
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Reduce (B, N, D) patches to n_i tokens per image, each image by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoReduction:
+    """``none``: every patch is a token."""
+
+    needs_question: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, value: str) -> NoReduction:
+        """Accept nothing: ``none`` has no argument."""
+        raise ValueError(value)
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_reduction` reads it."""
+        return "none"
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Return the (B, N, D) patches unchanged, N tokens per image."""
+        batch, patches, _ = inputs.patches.shape
+        everything = torch.ones(batch, patches, dtype=torch.bool, device=inputs.patches.device)
+        return VisualTokens(inputs.patches.flatten(0, 1), (patches,) * batch, everything)
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """``TRIM:<budget>``: keep the patches most relevant to the question, merge the others into one token."""
+
+    budget: Budget
+    needs_question: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, value: str) -> Trim:
+        """Read the part after ``TRIM:``; raises ValueError if it is no budget."""
+        return cls(Budget.parse(value))
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_reduction` reads it."""
+        return f"TRIM:{self.budget}"
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Reduce (B, N, D) patches to the kept ones and the mean of the rest."""
+        relevance = inputs.relevance()
+        if self.budget.keep is None:
+            keep = keep_outliers(relevance)
+        else:
+            keep = keep_top(relevance, self.budget.count(relevance.shape[-1]))
+        return merge_dropped(inputs.patches, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """``Random:<budget>``: the floor for TRIM, with random patches in the same number and the same merged token."""
+
+    budget: Budget
+
+    @classmethod
+    def parse(cls, value: str) -> Random:
+        """Read the part after ``Random:``; raises ValueError if it is no budget."""
+        return cls(Budget.parse(value))
+
+    @property
+    def needs_question(self) -> bool:
+        """Only ``Random:-1`` does, to keep as many patches as TRIM would."""
+        return self.budget.keep is None
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_reduction` reads it."""
+        return f"Random:{self.budget}"
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Reduce (B, N, D) patches to a random choice, seeded by the pixels of each image, and the mean of the rest."""
+        batch, patches, _ = inputs.patches.shape
+        if self.budget.keep is None:
+            counts = keep_outliers(inputs.relevance()).sum(dim=-1).tolist()
+        else:
+            counts = [self.budget.count(patches)] * batch
+        keep = [
+            keep_top(_random_ranking(pixels, patches), count)
+            for pixels, count in zip(inputs.pixels, counts, strict=True)
+        ]
+        return merge_dropped(inputs.patches, torch.stack(keep).to(inputs.patches.device))
+
+
+def _random_ranking(pixels: Tensor, patches: int) -> Tensor:
+    """Draw one number per patch, (patches,), the same ones whenever the same pixels (3, H, W) are seen."""
+    seed = zlib.crc32(pixels.detach().float().cpu().contiguous().numpy().tobytes())
+    return torch.rand(patches, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """``Pool:<cells>``: averages over the nearest square grid of at most that many cells, blind to the
+    question.
+
+    Attributes:
+        cells: The most tokens an image may cost.
+    """
+
+    cells: int
+    needs_question: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, value: str) -> Pool:
+        """Read the part after ``Pool:``; raises ValueError unless it is a whole number above 0."""
+        cells = float(value)
+        if not (cells >= 1 and cells.is_integer()):
+            raise ValueError(value)
+        return cls(int(cells))
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_reduction` reads it."""
+        return f"Pool:{self.cells}"
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Reduce (B, N, D) patches to the cells of a square grid; a CLS token in front of the patches stays as it is."""
+        patches = inputs.patches
+        side = math.isqrt(patches.shape[1])
+        leading = patches.shape[1] - side * side
+        grid = min(side, math.isqrt(self.cells))
+        picture = patches[:, leading:].transpose(1, 2).unflatten(-1, (side, side))  # (B, D, side, side)
+        cells = F.adaptive_avg_pool2d(picture.float(), grid).to(patches.dtype)
+        tokens = torch.cat([patches[:, :leading], cells.flatten(2).transpose(1, 2)], dim=1)
+        kept = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        kept[:, :leading] = True
+        return VisualTokens(tokens.flatten(0, 1), (tokens.shape[1],) * len(tokens), kept)
+
+
+REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool}
+
+
+def parse_reduction(text: str | None) -> Reducer:
+    """Read a value of ``mm_vision_token_reduce_func``, written the same in config.json, on a command line and
+    per request.
+
+    Args:
+        text: ``None`` or ``none`` for no reduction, otherwise ``<name>:<value>``.
+
+    Returns:
+        The reducer.
+
+    Raises:
+        UserError: If the setting is none of the accepted forms, which the message lists.
+    """
+    if text is None or text == "none":
+        return NoReduction()
+    name, _, value = str(text).partition(":")
+    try:
+        return REDUCERS[name].parse(value)
+    except (KeyError, ValueError):
+        raise UserError(f"{text!r} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None

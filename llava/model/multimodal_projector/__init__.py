@@ -1,0 +1,1 @@
+"""From the vision tower's width to the language model's."""

@@ -1,0 +1,34 @@
+"""Builds the projector from the vision tower's width to the language model's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from llava.errors import UserError
+
+
+def build_vision_projector(config: Any) -> nn.Module:
+    """Build what ``mm_projector_type`` names: ``linear`` (default), ``mlp<N>x_gelu`` or ``identity``.
+
+    Maps (…, ``mm_hidden_size``) to (…, ``hidden_size``).
+
+    Raises:
+        UserError: If the type is none of these.
+    """
+    kind = getattr(config, "mm_projector_type", None) or "linear"
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(config.mm_hidden_size, config.hidden_size)
+    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    if depth is None:
+        raise UserError(
+            f"mm_projector_type is {kind!r}; accepted: linear, mlp<N>x_gelu such as mlp2x_gelu, identity"
+        )
+    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
+    for _ in range(int(depth[1]) - 1):
+        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
+    return nn.Sequential(*layers)

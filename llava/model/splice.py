@@ -1,0 +1,139 @@
+"""Putting visual tokens where the prompt says ``<image>``: pure functions on ids and embeddings.
+
+Shapes: B samples, L_i ids of sample i, T_i its length once every placeholder has become its image's visual
+tokens,
+H width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SplicedBatch:
+    """A padded batch, ready for the language model.
+
+    Attributes:
+        embeddings: (B, T, H).
+        attention_mask: True on what is no padding, (B, T).
+        position_ids: 0, 1, 2, … on what is no padding, 0 elsewhere, (B, T).
+        labels: ``IGNORE_INDEX`` on visual tokens and padding, (B, T).
+    """
+
+    embeddings: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    labels: Tensor
+
+
+def drop_padding(rows: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    """Cut a padded batch (B, L) into its rows (L_i,); a missing mask means that nothing is padding."""
+    if attention_mask is None:
+        return list(rows)
+    return [row[mask] for row, mask in zip(rows, attention_mask.bool(), strict=True)]
+
+
+def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
+    """Say which images belong to which sample, in the order of their placeholders.
+
+    Either every image has its placeholder, or, as LLaVA's training data has it, every sample without a
+    placeholder brings
+    an image of its own that is not shown.
+
+    Args:
+        ids: One (L_i,) tensor per sample.
+        images: How many images came with the batch.
+
+    Returns:
+        Per sample the indices of the images that its placeholders show.
+
+    Raises:
+        UserError: If placeholders and images do not match.
+    """
+    placeholders = [int((row == IMAGE_TOKEN_INDEX).sum()) for row in ids]
+    total = sum(placeholders)
+    with_dummies = sum(max(count, 1) for count in placeholders)
+    if images not in (total, with_dummies):
+        raise UserError(f"{total} <image> placeholders in the prompt, {images} images given")
+    start, owned = 0, []
+    for count in placeholders:
+        owned.append(range(start, start + count))
+        start += count if images == total else max(count, 1)
+    return owned
+
+
+def expand_placeholders(ids: Tensor, counts: Sequence[int]) -> Tensor:
+    """Repeat the i-th placeholder ``counts[i]`` times: (L,) -> (T,).
+
+    Raises:
+        UserError: If there are not as many counts as placeholders.
+    """
+    return ids.repeat_interleave(_repeats(ids, counts))
+
+
+def expand_labels(labels: Tensor, ids: Tensor, counts: Sequence[int]) -> Tensor:
+    """Make the labels (L,) of ``ids`` (L,) those of its expansion (T,): visual tokens are never learned."""
+    is_image = ids == IMAGE_TOKEN_INDEX
+    return labels.masked_fill(is_image, IGNORE_INDEX).repeat_interleave(_repeats(ids, counts))
+
+
+def _repeats(ids: Tensor, counts: Sequence[int]) -> Tensor:
+    is_image = ids == IMAGE_TOKEN_INDEX
+    if int(is_image.sum()) != len(counts):
+        raise UserError(
+            f"{int(is_image.sum())} <image> placeholders in the prompt, {len(counts)} images given"
+        )
+    repeats = torch.ones_like(ids)
+    repeats[is_image] = torch.tensor(list(counts), dtype=ids.dtype, device=ids.device)
+    return repeats
+
+
+def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) -> Tensor:
+    """Write visual tokens over the embeddings of their placeholders.
+
+    Args:
+        ids: Expanded ids, (T,).
+        embeddings: Embeddings of the ids, anything at placeholders, (T, H).
+        visual_tokens: Projected tokens of the sample's images, back to back. More rows than placeholders is
+            what a
+            truncated prompt leaves: the last rows are dropped with their placeholders. (at least the
+            placeholders, H)
+
+    Returns:
+        (T, H).
+    """
+    is_image = ids == IMAGE_TOKEN_INDEX
+    kept = visual_tokens[: int(is_image.sum())].to(embeddings.dtype)
+    return embeddings.masked_scatter(is_image.unsqueeze(-1), kept)
+
+
+def pad(embeddings: Sequence[Tensor], labels: Sequence[Tensor], side: str = "right") -> SplicedBatch:
+    """Pad samples of (T_i, H) embeddings and (T_i,) labels with zeros to the longest.
+
+    Raises:
+        UserError: If ``side`` is neither ``right`` nor ``left``.
+    """
+    if side not in ("right", "left"):
+        raise UserError(f"tokenizer_padding_side is {side!r}; accepted: right, left")
+    first, size, longest = embeddings[0], len(embeddings), max(map(len, embeddings))
+    batch = SplicedBatch(
+        embeddings=first.new_zeros(size, longest, first.shape[-1]),
+        attention_mask=torch.zeros(size, longest, dtype=torch.bool, device=first.device),
+        position_ids=torch.zeros(size, longest, dtype=torch.long, device=first.device),
+        labels=torch.full((size, longest), IGNORE_INDEX, dtype=torch.long, device=first.device),
+    )
+    for i, (rows, row_labels) in enumerate(zip(embeddings, labels, strict=True)):
+        real = slice(0, len(rows)) if side == "right" else slice(longest - len(rows), longest)
+        batch.embeddings[i, real] = rows
+        batch.attention_mask[i, real] = True
+        batch.position_ids[i, real] = torch.arange(len(rows), device=first.device)
+        batch.labels[i, real] = row_labels
+    return batch
