@@ -1,0 +1,109 @@
+"""``llava ask``: one question about one picture, answered with what it cost."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from llava.errors import MissingFileError, UserError
+from llava.image_io import load_image_or_url
+from llava.options import add_model_options, load_assistant, positive_int, temperature
+from llava.visualize import draw_kept
+
+if TYPE_CHECKING:
+    from llava.assistant import Answer, Cost
+
+KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``llava ask``."""
+    parser.add_argument("question", help="what to ask")
+    parser.add_argument(
+        "--image", required=True, metavar="FILE", help="the picture: a file, or an http(s) URL"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the answer and its cost")
+    parser.add_argument(
+        "--show-kept", type=Path, metavar="FILE", help="write the picture with the dropped patches dimmed"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, default=512, metavar="N", help="longest answer (default: 512)"
+    )
+    parser.add_argument(
+        "--temperature", type=temperature, default=0.0, help="0 (default) always takes the likeliest token"
+    )
+    add_model_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer the question and print the answer.
+
+    Raises:
+        UserError: If the question, the picture, the model or a setting does not serve.
+    """
+    # Everything that can be wrong is looked at before the model is loaded, which takes the time.
+    if not options.question.strip():
+        raise UserError("the question is empty")
+    image = load_image_or_url(options.image)
+    if options.show_kept is not None:
+        check_picture_path(options.show_kept)
+
+    from llava.assistant import Generation
+
+    assistant = load_assistant(options)
+    answer = assistant.answer(
+        options.question,
+        image,
+        Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
+    )
+    if options.show_kept is not None:
+        save_kept(options.show_kept, image, answer, assistant.model.config.image_aspect_ratio)
+    print(as_json(answer) if options.json else f"{answer.text}\n{describe_cost(answer.cost)}")
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a path that no picture can be written to.
+
+    Raises:
+        UserError: If its folder is missing or its ending names no picture format.
+    """
+    if not path.absolute().parent.is_dir():
+        raise MissingFileError(f"there is no folder {path.absolute().parent} to write {path.name} into")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; --show-kept writes a file such as kept.png")
+    if path.suffix.lower() not in KEPT_SUFFIXES:
+        raise UserError(f"--show-kept {path}: the name must end in one of {', '.join(KEPT_SUFFIXES)}")
+
+
+def save_kept(path: Path, image: Image.Image, answer: "Answer", aspect: str | None) -> None:
+    """Write the picture with the dropped patches dimmed.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    drawn = draw_kept(image, answer.kept[0], aspect or "crop")
+    try:
+        drawn.save(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def describe_cost(cost: "Cost") -> str:
+    """One line: how many patches became how many visual tokens, and where the milliseconds went."""
+    return (
+        f"{cost.patches} patches -> {cost.visual_tokens} visual tokens; "
+        f"vision {cost.vision_ms:.0f} ms, reduction {cost.reduction_ms:.1f} ms, "
+        f"first token {cost.first_token_ms:.0f} ms, rest {cost.rest_ms:.0f} ms ({cost.new_tokens} tokens)"
+    )
+
+
+def as_json(answer: "Answer") -> str:
+    """The answer and its cost as one JSON object on one line; times in milliseconds."""
+    numbers = {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in asdict(answer.cost).items()
+    }
+    return json.dumps({"answer": answer.text, **numbers}, ensure_ascii=False)

@@ -1,0 +1,108 @@
+"""Options that several command lines share: which model to load, and how it is to answer."""
+
+import argparse
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+from llava.errors import UserError
+
+if TYPE_CHECKING:
+    from llava.assistant import Assistant
+
+DTYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above 0 from a command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return number
+
+
+def temperature(text: str) -> float:
+    """Read a sampling temperature, 0 or above, from a command line."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no temperature of 0 or above")
+    return number
+
+
+def probability(text: str) -> float:
+    """Read a probability above 0 from a command line."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return number
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like all other errors of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong command line.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model to load and how."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-path", help="checkpoint folder or hub id (default: the bundled shapes model)")
+    model.add_argument(
+        "--model-base", help="base model of a checkpoint that is a projector or a LoRA adapter"
+    )
+    model.add_argument("--vision-tower", help="CLIP folder or hub id to use instead of the checkpoint's")
+    model.add_argument(
+        "--token-reduction",
+        metavar="SPEC",
+        help="instead of the checkpoint's: none, TRIM:-1 (adaptive), TRIM:0.25, TRIM:64, Random:64, Pool:64",
+    )
+    model.add_argument(
+        "--dtype", choices=DTYPES, help="precision (default: float16 on CUDA, float32 on other devices)"
+    )
+    model.add_argument("--device", help="cuda, mps or cpu (default: the best one of this machine)")
+    model.add_argument(
+        "--conv-mode", metavar="TEMPLATE", help="conversation template instead of the checkpoint's"
+    )
+    model.add_argument("--load-8bit", action="store_true", help="quantize the language model to 8 bits")
+    model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
+
+
+def load_assistant(options: argparse.Namespace) -> "Assistant":
+    """Load the model that the options of ``add_model_options`` describe.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from llava.assistant import Assistant
+
+    quiet_transformers()
+    return Assistant.load(
+        options.model_path,
+        model_base=options.model_base,
+        vision_tower=options.vision_tower,
+        token_reduction=options.token_reduction,
+        dtype=DTYPES[options.dtype] if options.dtype else None,
+        device=options.device,
+        conv_mode=options.conv_mode,
+        load_8bit=options.load_8bit,
+        load_4bit=options.load_4bit,
+    )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars and hints out of what a command prints."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
