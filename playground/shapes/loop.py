@@ -1,0 +1,79 @@
+"""A small training loop that can be interrupted and goes on where it was."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+SAVE_SECONDS = 60.0
+# What a step reports: its loss, and whatever is worth showing beside it.
+Report = dict[str, Tensor]
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    model: nn.Module, step_loss: Callable[[int], Report], steps: int, peak: float, state_file: Path
+) -> None:
+    """Minimize a loss with AdamW: linear warm-up, cosine decay, gradients clipped to norm 1.
+
+    Args:
+        model: Changed in place.
+        step_loss: From the number of a step to its report, whose ``loss`` is minimized. Must take its random
+            numbers from the number of the step, so that a resumed run sees what an uninterrupted one would.
+        steps: How many steps.
+        peak: Highest learning rate.
+        state_file: Where to keep the state; read if it is there.
+    """
+    decay = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim > 1]
+    plain = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    first = _restore(model, optimizer, state_file)
+    saved = time.monotonic()
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc=state_file.stem, mininterval=10)
+    model.train()
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = peak * _schedule(step, steps)
+        report = step_loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        report["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            shown = {name: f"{value.item():.3f}" for name, value in report.items()}
+            progress.set_postfix(shown, refresh=False)
+        if time.monotonic() - saved > SAVE_SECONDS or step == steps - 1:
+            _save(model, optimizer, step + 1, state_file)
+            saved = time.monotonic()
+    model.eval()
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm_up = max(1, steps // 30)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _save(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, state_file: Path) -> None:
+    unfinished = state_file.with_suffix(".unfinished")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, unfinished)
+    unfinished.rename(state_file)
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state_file: Path) -> int:
+    if not state_file.exists():
+        return 0
+    state = torch.load(state_file, map_location=next(model.parameters()).device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

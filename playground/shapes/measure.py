@@ -1,0 +1,125 @@
+"""Ask a model single questions about held-out pictures, and count the right answers per kind of question."""
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llava.assistant import Assistant, Generation
+from llava.assistant import Question as Asked
+from playground.shapes.questions import KINDS, Question, ask
+from playground.shapes.world import HELD_OUT, Scene, stream
+
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "llava-shapes"
+BATCH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a model scored with one setting of the reducer.
+
+    Attributes:
+        reduction: The setting.
+        right: Right answers per kind of question, and under ``all`` over all of them, as shares.
+        questions: Questions per kind, likewise.
+        visual_tokens: Mean visual tokens per question, the merged one included.
+        seconds: Wall time of all answers.
+    """
+
+    reduction: str
+    right: dict[str, float]
+    questions: dict[str, int]
+    visual_tokens: float
+    seconds: float
+
+    def row(self) -> str:
+        """A row of the table."""
+        shares = " | ".join(f"{self.right[kind]:.1%}" for kind in [*KINDS, "all"] if kind in self.right)
+        return f"| `{self.reduction}` | {shares} | {self.visual_tokens:.1f} |"
+
+
+def held_out_questions(count: int) -> Iterator[tuple[Scene, Question]]:
+    """One question per held-out picture, the kinds in turn."""
+    for number, seed in enumerate(HELD_OUT[:count]):
+        scene = Scene.from_seed(seed)
+        yield scene, ask(scene, stream(seed, "words"), KINDS[number % len(KINDS)])
+
+
+def measure(assistant: Assistant, reduction: str, count: int) -> Result:
+    """Ask ``count`` held-out questions of a loaded model; ``reduction`` is what it was loaded with."""
+    asked = list(held_out_questions(count))
+    options = Generation(max_new_tokens=12)
+    right: dict[str, list[bool]] = defaultdict(list)
+    tokens: list[int] = []
+    began = time.monotonic()
+    for first in tqdm(range(0, count, BATCH), desc=reduction, mininterval=5):
+        part = asked[first : first + BATCH]
+        questions = [Asked(question.text, (scene.render(),)) for scene, question in part]
+        answers = assistant.answer_all(questions, options)
+        for (_, question), answer in zip(part, answers, strict=True):
+            correct = is_right(answer.text, question.answer)
+            right[question.kind].append(correct)
+            right["all"].append(correct)
+            tokens.append(answer.cost.visual_tokens)
+    return Result(
+        reduction=reduction,
+        right={kind: sum(row) / len(row) for kind, row in right.items()},
+        questions={kind: len(row) for kind, row in right.items()},
+        visual_tokens=sum(tokens) / len(tokens),
+        seconds=time.monotonic() - began,
+    )
+
+
+def is_right(said: str, answer: str) -> bool:
+    """Whether what a model said is the answer; case, blanks and a final full stop do not matter."""
+    return said.strip().rstrip(".").lower() == answer
+
+
+def report(results: Sequence[Result]) -> str:
+    """The results as a Markdown table."""
+    header = f"| reduction | {' | '.join([*KINDS, 'all'])} | visual tokens |"
+    return "\n".join([header, "|" + "---|" * (len(KINDS) + 3), *(result.row() for result in results)])
+
+
+def main() -> None:
+    """Measure a checkpoint with several settings of the reducer."""
+    parser = argparse.ArgumentParser(description="Accuracy of a shapes model on held-out single questions.")
+    parser.add_argument("--model-path", type=Path, default=CHECKPOINT, help="default: the shipped checkpoint")
+    parser.add_argument(
+        "--token-reduction", nargs="+", default=["none", "TRIM:-1"], help="settings of the reducer to compare"
+    )
+    parser.add_argument("--questions", type=int, default=2400, help="each is about a picture of its own")
+    parser.add_argument("--device", help="default: the one the model chooses")
+    parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
+    arguments = parser.parse_args()
+    results = []
+    for reduction in arguments.token_reduction:
+        assistant = Assistant.load(
+            str(arguments.model_path), token_reduction=reduction, device=arguments.device
+        )
+        results.append(measure(assistant, reduction, arguments.questions))
+    print(report(results))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(_document(results), indent=2) + "\n")
+
+
+def _document(results: Sequence[Result]) -> dict[str, Any]:
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    rows = [{name: getattr(result, name) for name in Result.__slots__} for result in results]
+    return {"machine": machine, "first_seed": HELD_OUT[0], "results": rows}
+
+
+if __name__ == "__main__":
+    main()

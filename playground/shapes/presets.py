@@ -1,0 +1,68 @@
+"""How large everything is, per preset: the one place where the presets differ."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sizes of one build of the shapes checkpoints.
+
+    Attributes:
+        pictures: Training pictures drawn to disk.
+        clip_width: Width of CLIP's two towers.
+        clip_layers: Layers of its vision tower; the language model reads the last but one.
+        clip_steps: Steps with most background patches left out, then steps with all patches.
+        clip_batch: Pictures per step.
+        llama_width: Width of the language model.
+        llama_layers: Its layers.
+        school_steps: Steps of the text school.
+        school_batch: Written scenes per step.
+        stage1_samples: Pictures with a caption, for the projector alone.
+        stage2_samples: Conversations about a picture, for the whole model.
+        held_out: Single questions about held-out pictures that measuring asks.
+    """
+
+    pictures: int
+    clip_width: int
+    clip_layers: int
+    clip_steps: tuple[int, int]
+    clip_batch: int
+    llama_width: int
+    llama_layers: int
+    school_steps: int
+    school_batch: int
+    stage1_samples: int
+    stage2_samples: int
+    held_out: int
+
+
+PRESETS = {
+    "small": Preset(
+        pictures=20_000,
+        clip_width=160,
+        clip_layers=5,
+        clip_steps=(3400, 500),
+        clip_batch=32,
+        llama_width=192,
+        llama_layers=5,
+        school_steps=2000,
+        school_batch=24,
+        stage1_samples=4_000,
+        stage2_samples=20_000,
+        held_out=2_400,
+    ),
+    "smoke": Preset(
+        pictures=96,
+        clip_width=32,
+        clip_layers=3,
+        clip_steps=(4, 2),
+        clip_batch=8,
+        llama_width=64,
+        llama_layers=2,
+        school_steps=5,
+        school_batch=4,
+        stage1_samples=32,
+        stage2_samples=48,
+        held_out=12,
+    ),
+}
