@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> None:
         Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
     )
     if options.show_kept is not None:
-        save_kept(options.show_kept, image, answer, assistant.model.config.image_aspect_ratio)
+        save_kept(
+            options.show_kept, image, answer, getattr(assistant.model.config, "image_aspect_ratio", None)
+        )
     print(as_json(answer) if options.json else f"{answer.text}\n{describe_cost(answer.cost)}")
 
 

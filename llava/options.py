@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
 
@@ -78,8 +78,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
 
 
-def load_assistant(options: argparse.Namespace) -> "Assistant":
+def load_assistant(options: Any) -> "Assistant":
     """Load the model that the options of ``add_model_options`` describe.
+
+    Args:
+        options: Parsed arguments, or any object with some of the same attributes.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -87,16 +90,17 @@ def load_assistant(options: argparse.Namespace) -> "Assistant":
     from llava.assistant import Assistant
 
     quiet_transformers()
+    dtype = getattr(options, "dtype", None)
     return Assistant.load(
-        options.model_path,
-        model_base=options.model_base,
-        vision_tower=options.vision_tower,
-        token_reduction=options.token_reduction,
-        dtype=DTYPES[options.dtype] if options.dtype else None,
-        device=options.device,
-        conv_mode=options.conv_mode,
-        load_8bit=options.load_8bit,
-        load_4bit=options.load_4bit,
+        getattr(options, "model_path", None),
+        model_base=getattr(options, "model_base", None),
+        vision_tower=getattr(options, "vision_tower", None),
+        token_reduction=getattr(options, "token_reduction", None),
+        dtype=DTYPES.get(dtype, dtype),
+        device=getattr(options, "device", None),
+        conv_mode=getattr(options, "conv_mode", None),
+        load_8bit=getattr(options, "load_8bit", False),
+        load_4bit=getattr(options, "load_4bit", False),
     )
 
 

@@ -1,0 +1,80 @@
+"""LLaVA's one-shot command and function: ``python -m llava.eval.run_llava`` and ``eval_model(args)``."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.image_io import load_image_or_url
+from llava.options import (
+    CommandParser,
+    add_model_options,
+    load_assistant,
+    positive_int,
+    probability,
+    temperature,
+)
+from llava.utils import exit_on_user_error
+
+
+def eval_model(args: Any) -> None:
+    """Ask one question about one or several pictures and print the answer.
+
+    Args:
+        args: Any object with LLaVA's attributes ``model_path``, ``model_base``, ``query``, ``conv_mode``,
+            ``image_file`` (paths or URLs joined by ``sep``), ``sep``, ``temperature``, ``top_p``,
+            ``num_beams`` and ``max_new_tokens``; ``model_name`` is ignored, as the checkpoint's files say
+            what it is. The attributes of ``llava.options.add_model_options`` are used where present.
+
+    Raises:
+        UserError: If a picture, the model, the question or a setting does not serve.
+    """
+    from llava.assistant import Generation, Question
+
+    images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
+    assistant = load_assistant(args)
+    options = Generation(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        num_beams=args.num_beams,
+    )
+    question = Question(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
+    (answer,) = assistant.answer_all([question], options)
+    print(answer.text)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``eval_model`` on the arguments of a command line.
+
+    Args:
+        argv: Arguments; those of the process if not given.
+
+    Raises:
+        UserError: As ``eval_model``.
+    """
+    parser = CommandParser(
+        prog="python -m llava.eval.run_llava", description="Ask one question about pictures."
+    )
+    parser.add_argument(
+        "--image-file", required=True, help="pictures (files or http(s) URLs), joined by --sep"
+    )
+    parser.add_argument(
+        "--query", required=True, help="the question; <image-placeholder> marks a picture's place"
+    )
+    parser.add_argument("--sep", default=",", help="what joins the pictures (default: a comma)")
+    parser.add_argument("--temperature", type=temperature, default=0.2, help="0 is greedy (default: 0.2)")
+    parser.add_argument(
+        "--top_p", type=probability, help="sample from the likeliest tokens of this probability"
+    )
+    parser.add_argument("--num_beams", type=positive_int, default=1, help="beams of the search (default: 1)")
+    parser.add_argument(
+        "--max_new_tokens", type=positive_int, default=512, help="longest answer (default: 512)"
+    )
+    add_model_options(parser)
+    eval_model(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

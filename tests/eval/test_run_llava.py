@@ -1,0 +1,110 @@
+"""LLaVA's `eval_model(args)` and its command line, as its documentation uses them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava.assistant import Question
+from llava.eval import run_llava
+
+
+class FakeAssistant:
+    def __init__(self):
+        self.asked: list[tuple[Sequence[Question], Any]] = []
+
+    def answer_all(self, questions: Sequence[Question], options: Any) -> list[SimpleNamespace]:
+        self.asked.append((questions, options))
+        return [SimpleNamespace(text="A star.")]
+
+
+@pytest.fixture
+def assistant(monkeypatch: pytest.MonkeyPatch) -> FakeAssistant:
+    fake = FakeAssistant()
+    monkeypatch.setattr(run_llava, "load_assistant", lambda _: fake)
+    return fake
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = [str(tmp_path / f"{side}.png") for side in (4, 6)]
+    for path, side in zip(paths, (4, 6), strict=True):
+        Image.new("RGB", (side, side)).save(path)
+    return paths
+
+
+def documented_arguments(**changes: Any) -> Any:
+    """The object of LLaVA's README."""
+    return type(
+        "Args",
+        (),
+        {
+            "model_path": "somewhere/llava-v1.5-7b",
+            "model_base": None,
+            "model_name": "llava-v1.5-7b",
+            "query": "What is it?",
+            "conv_mode": None,
+            "image_file": "",
+            "sep": ",",
+            "temperature": 0,
+            "top_p": None,
+            "num_beams": 1,
+            "max_new_tokens": 512,
+            **changes,
+        },
+    )()
+
+
+def test_the_documented_object_is_enough(
+    assistant: FakeAssistant, pictures: list[str], capsys: pytest.CaptureFixture[str]
+):
+    run_llava.eval_model(documented_arguments(image_file=pictures[0]))
+    (((question,), options),) = assistant.asked
+    assert question.text == "What is it?"
+    assert [image.size for image in question.images] == [(4, 4)]
+    assert (options.temperature, options.top_p, options.num_beams, options.max_new_tokens) == (
+        0,
+        None,
+        1,
+        512,
+    )
+    assert capsys.readouterr().out == "A star.\n"
+
+
+def test_several_pictures_and_their_places(assistant: FakeAssistant, pictures: list[str]):
+    query = "<image-placeholder> and <image-placeholder>: the same?"
+    run_llava.eval_model(documented_arguments(image_file=";".join(pictures), sep=";", query=query))
+    (((question,), _),) = assistant.asked
+    assert question.text == "<image> and <image>: the same?"
+    assert [image.size for image in question.images] == [(4, 4), (6, 6)]
+
+
+def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant, pictures: list[str]):
+    arguments = ["--model-path", "m", "--image-file", pictures[0], "--query", "What?"]
+    assert run_llava.main(arguments) == 0
+    assert (
+        run_llava.main([*arguments, "--top_p", "0.5", "--num_b", "2", "--max_new", "3", "--temp", "0"]) == 0
+    )
+    first, second = (options for _, options in assistant.asked)
+    assert (first.temperature, first.top_p, first.num_beams, first.max_new_tokens) == (0.2, None, 1, 512)
+    assert (second.temperature, second.top_p, second.num_beams, second.max_new_tokens) == (0.0, 0.5, 2, 3)
+
+
+@pytest.mark.usefixtures("assistant")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--query", "What?"], "required: --image-file"),
+        (["--query", "What?", "--image-file", "nowhere.png"], "there is no image file nowhere.png"),
+        (["--query", "What?", "--image-file", "x.png", "--top_p", "2"], "'2' is not above 0 and at most 1"),
+        (["--query", "What?", "--image-file", "x.png", "--num_beams", "0"], "'0' is not above 0"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run_llava.main(arguments) == 2
+    assert sentence in capsys.readouterr().err

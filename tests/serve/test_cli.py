@@ -1,0 +1,107 @@
+"""A conversation in the terminal: one picture, several turns, in a pipe as well."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava.errors import UserError
+from llava.serve import cli
+
+
+class FakeChat:
+    """Echoes what it is asked, in two pieces."""
+
+    roles = ("USER", "ASSISTANT")
+
+    def __init__(self):
+        self.options: list[Any] = []
+        self.prompt = ""
+
+    def stream(self, text: str, options: Any) -> Iterator[str]:
+        if text == "bad":
+            raise UserError("2 <image> placeholders in the question, 1 images given")
+        self.prompt += f"USER: {text} ASSISTANT:"
+        self.options.append(options)
+        yield "You said "
+        yield text
+
+
+class FakeAssistant:
+    def __init__(self):
+        self.chats: list[tuple[tuple[int, int], FakeChat]] = []
+
+    def chat(self, image: Image.Image) -> FakeChat:
+        self.chats.append((image.size, FakeChat()))
+        return self.chats[-1][1]
+
+
+@pytest.fixture
+def assistant(monkeypatch: pytest.MonkeyPatch) -> FakeAssistant:
+    fake = FakeAssistant()
+    monkeypatch.setattr(cli, "load_assistant", lambda _: fake)
+    return fake
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (6, 4)).save(path)
+    return str(path)
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, lines: str, *arguments: str) -> int:
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    return cli.main(arguments)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "   \nnever read\n"])
+def test_turns_follow_until_an_empty_line_or_the_end(
+    assistant: FakeAssistant,
+    picture: str,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert talk(monkeypatch, f"one\ntwo\n{end}", "--image-file", picture, "--max-new", "9") == 0
+    ((size, chat),) = assistant.chats
+    assert size == (6, 4)
+    assert [options.max_new_tokens for options in chat.options] == [9, 9]
+    assert [options.temperature for options in chat.options] == [0.2, 0.2]
+    output = capsys.readouterr().out
+    assert "ASSISTANT: You said one\nUSER: ASSISTANT: You said two\n" in output
+    assert "never" not in output
+
+
+def test_debugging_shows_the_prompt(
+    assistant: FakeAssistant,
+    picture: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert talk(monkeypatch, "one\n", "--image-file", picture, "--debug") == 0
+    assert "'prompt': 'USER: one ASSISTANT:'" in capsys.readouterr().err
+    assert len(assistant.chats) == 1
+
+
+@pytest.mark.usefixtures("assistant")
+def test_a_wrong_turn_ends_it_with_one_line(
+    picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert talk(monkeypatch, "one\nbad\n", "--image-file", picture) == 2
+    assert capsys.readouterr().err == "error: 2 <image> placeholders in the question, 1 images given\n"
+
+
+@pytest.mark.usefixtures("assistant")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [([], "required: --image-file"), (["--image-file", "nowhere.png"], "there is no image file nowhere.png")],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert talk(monkeypatch, "", *arguments) == 2
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Errors of users are one line and an exit code; logging speaks once per run."""
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from llava.errors import MissingFileError, UserError
+from llava.utils import exit_on_user_error, rank0_info, setup_logging
+
+
+def test_a_missing_file_is_a_user_error_and_a_missing_file():
+    error = MissingFileError("there is no file x")
+    assert (
+        isinstance(error, UserError)
+        and isinstance(error, ValueError)
+        and isinstance(error, FileNotFoundError)
+    )
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == "there is no file x"
+
+
+def test_a_user_error_becomes_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):
+    @exit_on_user_error
+    def main():
+        raise UserError("no such\n  thing")
+
+    assert main() == 2
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_exit_codes_pass_through():
+    assert exit_on_user_error(lambda: None)() == 0
+    assert exit_on_user_error(lambda: 3)() == 3
+
+
+def test_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]):
+    @exit_on_user_error
+    def main():
+        raise KeyboardInterrupt
+
+    assert main() == 130
+    assert capsys.readouterr().err == "\n"
+
+
+def test_other_errors_keep_their_traceback():
+    @exit_on_user_error
+    def main():
+        raise ValueError("a mistake of the program")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        main()
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    program = (
+        "import sys\n"
+        "from llava.utils import exit_on_user_error\n"
+        "@exit_on_user_error\n"
+        "def main():\n"
+        "    for _ in range(100000): print('line')\n"
+        "sys.exit(main())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_only_the_first_process_informs(
+    rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("RANK", rank)
+    with caplog.at_level(logging.INFO):
+        rank0_info(logging.getLogger("test"), "%d samples", 7)
+    assert [record.getMessage() for record in caplog.records] == ["7 samples"] * lines
+
+
+@pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.WARNING)])
+def test_logging_is_quieter_on_other_processes(rank: str, level: int, monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: asked.update(settings))
+    monkeypatch.setenv("RANK", rank)
+    setup_logging()
+    assert asked["level"] == level
