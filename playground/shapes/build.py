@@ -1,6 +1,6 @@
 """Everything from nothing to the shapes checkpoints, step by step.
 
-Run through ``build.sh``. A step is left out if its result is there already, and the long ones go on where they
+Run through ``build.sh``. A step whose result is there already is left out, and the long ones go on where they
 were, so after an interruption the same command is all it takes.
 """
 

@@ -4,6 +4,7 @@ Every question is made from a template and a scene, is unambiguous in that scene
 words name; that is what the toy CLIP learns to point at, and what a test of the reducer asks for.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -77,11 +78,12 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Ques
 
 
 def ask_several(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Ask ``count`` questions, the same one hardly ever twice."""
-    questions: dict[str, Question] = {}
-    for _ in range(3 * count):
+    """Ask ``count`` questions; fewer if the scene does not yield as many that differ in more than wording."""
+    questions: dict[tuple[str, ...], Question] = {}
+    for _ in range(4 * count):
         question = ask(scene, rng)
-        questions.setdefault(question.text, question)
+        content = tuple(word for word in re.findall("[a-z]+", question.text) if word in (*COLORS, *SHAPES))
+        questions.setdefault((question.kind, *content), question)
         if len(questions) == count:
             break
     return list(questions.values())

@@ -42,6 +42,8 @@ MOST_THINGS = 5
 
 TRAIN = range(0, 10_000_000)
 HELD_OUT = range(1_000_000_000, 1_010_000_000)
+# The picture in images/shapes.png, drawn larger than the model reads it; it has exactly one star.
+EXAMPLE_SEED, EXAMPLE_SIZE = HELD_OUT[24], 448
 
 
 @dataclass(frozen=True, slots=True)
