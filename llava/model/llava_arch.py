@@ -182,10 +182,10 @@ class LlavaMetaForCausalLM(ABC):
         for i, image in enumerate(crops):
             own = tokens[start : start + len(image)]
             start += len(image)
-            merged.append(self._merge_crops(own, image_sizes[i] if image_sizes is not None else None))
+            merged.append(self.merge_crops(own, image_sizes[i] if image_sizes is not None else None))
         return merged
 
-    def _merge_crops(self, crops: Sequence[Tensor], image_size: tuple[int, int] | None) -> Tensor:
+    def merge_crops(self, crops: Sequence[Tensor], image_size: tuple[int, int] | None) -> Tensor:
         """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
         tower = self.get_vision_tower()
         assert tower is not None

@@ -146,13 +146,13 @@ class CLIPVisionTower(nn.Module):
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
         if self.is_loaded and reducer.needs_question and self.text_tower is None:
-            self._load_text_tower(reducer)
+            self._load_text_tower()
         self.token_reduction = reducer
 
-    def _load_text_tower(self, reducer: Reducer) -> None:
+    def _load_text_tower(self) -> None:
         if self._text_config is None:
             raise UserError(
-                f"{reducer} reads the question with CLIP's text half, which {self.folder} does not hold"
+                f"the token reduction reads the question with CLIP's text half, which {self.folder} lacks"
             )
         self.text_tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         self.text_tower = _load_half(
@@ -248,10 +248,9 @@ class CLIPVisionTower(nn.Module):
 
     def _encode_text(self, text: str) -> Tensor:
         """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
-        if self.text_tower is None:
-            raise UserError(
-                "the text half of CLIP is not loaded; set a token reduction that asks for it first"
-            )
+        if self.text_tower is None:  # a reduction asked for by one request alone
+            self._load_text_tower()
+        assert self.text_tower is not None
         limit = self.text_tower.config.max_position_embeddings
         ids = self.text_tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > limit:
@@ -318,7 +317,7 @@ def _one_question_per_image(texts: Sequence[Question] | str | None, images: int)
             "the token reduction reads the question, and none was given: pass texts=, or load the model with "
             "load_pretrained_model so that it can read the question from input_ids"
         )
-    questions = [texts] if isinstance(texts, str) else list(texts)
+    questions: list[Question] = [texts] if isinstance(texts, str) else list(texts)
     if len(questions) == 1:
         return questions * images
     if len(questions) != images:

@@ -1,0 +1,539 @@
+"""A loaded model that answers questions about pictures: the one road of command line, benchmarks and servers.
+
+Shapes: C crops of a picture (one, unless it was cut for ``anyres``), N patches per crop, D tower width, H
+width of the language model, L ids of a prompt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
+from llava.conversation import Conversation, clip_text, conv_templates
+from llava.engine.answer_text import AnswerText
+from llava.engine.base import Engine, Generation
+from llava.engine.transformers_engine import TransformersEngine
+from llava.errors import MissingFileError, UserError
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.model.builder import choose_placement
+from llava.model.loading import LoadedModel, load_checkpoint
+from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens, parse_reduction
+
+SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
+
+# LLaVA's choice of a template by a part of the model's name, for checkpoints that do not name one themselves.
+TEMPLATE_BY_NAME = {
+    "llama-2": "llava_llama_2",
+    "mistral": "mistral_instruct",
+    "v1.6-34b": "chatml_direct",
+    "v1": "llava_v1",
+    "mpt": "mpt",
+    "v0": "llava_v0",
+}
+DEFAULT_TEMPLATE = "vicuna_v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and the pictures it is about.
+
+    Attributes:
+        text: The user's words; ``<image>`` may mark where each picture belongs, else all of them come first.
+        images: Pictures in RGB.
+        token_reduction: Setting for this question alone, as ``mm_vision_token_reduce_func``; None for the
+            model's.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    token_reduction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an answer cost. Of a batch, every answer bears an equal share of its milliseconds.
+
+    Attributes:
+        patches: Patches of all pictures.
+        visual_tokens: Tokens of all pictures in the prompt.
+        new_tokens: Tokens of the answer.
+        vision_ms: Preprocessing and vision encoder; 0 if the pictures were seen before.
+        reduction_ms: Text encoder and choice of patches.
+        first_token_ms: Projector, embedding and the language model's first step.
+        rest_ms: All other steps.
+    """
+
+    patches: int
+    visual_tokens: int
+    new_tokens: int
+    vision_ms: float
+    reduction_ms: float
+    first_token_ms: float
+    rest_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, its cost, and what the model saw.
+
+    Attributes:
+        text: Without surrounding blanks.
+        cost: Tokens and milliseconds.
+        kept: Per picture, which patches stayed as tokens of their own, bool (rows, columns).
+    """
+
+    text: str
+    cost: Cost
+    kept: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """A picture after the vision encoder, before any question.
+
+    Attributes:
+        pixels: (C, 3, height, width).
+        patches: (C, N, D).
+        size: Width and height of the original in pixels.
+    """
+
+    pixels: Tensor
+    patches: Tensor
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A prompt to be continued.
+
+    Attributes:
+        prompt: Rendered conversation with one ``<image>`` per picture.
+        question: What CLIP sees.
+        images: The pictures.
+        reducer: Of this turn.
+    """
+
+    prompt: str
+    question: str
+    images: tuple[SeenImage, ...]
+    reducer: Reducer
+
+    @property
+    def patches(self) -> int:
+        """Patches of all pictures."""
+        return sum(image.patches.shape[0] * image.patches.shape[1] for image in self.images)
+
+
+class Stopwatch:
+    """Measures stretches of work on a device, in milliseconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = self._now()
+
+    def lap(self) -> float:
+        """Return the milliseconds since the last call, when the device has done all that it was given."""
+        started, self._started = self._started, self._now()
+        return (self._started - started) * 1000
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+class Assistant:
+    """A model, its template and an engine.
+
+    Args:
+        loaded: From `llava.model.loading.load_checkpoint`.
+        template: Conversation without turns.
+        engine: Runs the language model; transformers in this process if missing.
+    """
+
+    def __init__(self, loaded: LoadedModel, template: Conversation, engine: Engine | None = None) -> None:
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.image_processor = loaded.image_processor
+        self.template = template
+        self.engine = engine or TransformersEngine(loaded.model, [loaded.tokenizer.eos_token_id])
+
+    @classmethod
+    def load(  # noqa: PLR0913 - one argument per choice of a command line
+        cls,
+        model_path: str | None = None,
+        *,
+        model_base: str | None = None,
+        vision_tower: str | None = None,
+        token_reduction: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | None = None,
+        conv_mode: str | None = None,
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+    ) -> Assistant:
+        """Load a checkpoint.
+
+        Args:
+            model_path: Folder or hub id; the bundled shapes model if missing.
+            model_base: Language model that a projector or an adapter goes with.
+            vision_tower: CLIP folder or hub id instead of the checkpoint's.
+            token_reduction: Setting instead of the checkpoint's ``mm_vision_token_reduce_func``.
+            dtype: Float type; by default float32 on a CPU, float16 elsewhere.
+            device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; the best there is if missing.
+            conv_mode: Name of a conversation template instead of the checkpoint's.
+            load_8bit: Quantize the language model to 8 bits.
+            load_4bit: Quantize the language model to 4 bits.
+
+        Raises:
+            UserError: If something named here is missing or does not fit; the sentence says what.
+        """
+        if model_path is None:
+            model_path = str(bundled_checkpoint())
+        if conv_mode is not None:
+            find_template(conv_mode)
+        parse_reduction(token_reduction)
+        placement = choose_placement(
+            device,
+            dtype,
+            device_map="auto" if device is None else None,
+            load_8bit=load_8bit,
+            load_4bit=load_4bit,
+        )
+        loaded = load_checkpoint(
+            model_path, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
+        )
+        name = conv_mode or choose_template(
+            getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
+        )
+        return cls(loaded, find_template(name))
+
+    def answer(
+        self, question: str, image: Image.Image | None = None, options: Generation | None = None
+    ) -> Answer:
+        """Answer one question about one picture, or about none.
+
+        Raises:
+            UserError: If the question is empty, too long, or does not fit the picture.
+        """
+        return self.answer_all([Question(question, () if image is None else (image,))], options)[0]
+
+    def answer_all(
+        self, questions: Sequence[Question], options: Generation | None = None, batch_size: int = 16
+    ) -> list[Answer]:
+        """Answer many questions, in their order; a picture that several of a batch share is encoded once.
+
+        Args:
+            questions: Any number.
+            options: How the answers are written.
+            batch_size: How many run together.
+
+        Raises:
+            UserError: If a question is empty, too long, or does not fit its pictures.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(questions), batch_size):
+            watch = Stopwatch(self.device)
+            batch = questions[start : start + batch_size]
+            pictures = {id(image): image for question in batch for image in question.images}
+            seen = dict(zip(pictures, self.see(list(pictures.values())), strict=True))
+            turns = [self._first_turn(question, seen) for question in batch]
+            answers += _finish(self.run(turns, options or Generation(), watch.lap()))
+        return answers
+
+    def stream(
+        self, question: str, image: Image.Image | None = None, options: Generation | None = None
+    ) -> Iterator[str]:
+        """Answer one question piece by piece; see `answer`."""
+        return self.chat(image).stream(question, options)
+
+    def chat(self, *images: Image.Image | None) -> Chat:
+        """Begin a conversation about pictures, or about none."""
+        return Chat(self, tuple(image for image in images if image is not None))
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts are embedded."""
+        return self.model.get_model().embed_tokens.weight.device
+
+    @torch.inference_mode()
+    def see(self, images: Sequence[Image.Image]) -> list[SeenImage]:
+        """Run the vision encoder over pictures, once for all questions about them.
+
+        Raises:
+            UserError: If the model is blind.
+        """
+        if not images:
+            return []
+        tower = self.model.get_vision_tower()
+        if tower is None or self.image_processor is None:
+            raise UserError(f"{len(images)} images were given to a model without a vision tower")
+        processed = process_images(list(images), self.image_processor, self.model.config)
+        crops = [pixels if pixels.ndim == 4 else pixels.unsqueeze(0) for pixels in processed]
+        patches = tower.encode(torch.cat(crops)).split([len(crop) for crop in crops])
+        return [
+            SeenImage(pixels, patch, image.size)
+            for pixels, patch, image in zip(crops, patches, images, strict=True)
+        ]
+
+    def render(self, text: str, images: int) -> str:
+        """Put the placeholders of ``images`` pictures in front of a message that has none.
+
+        Raises:
+            UserError: If the message is empty, or its placeholders are not as many as the pictures.
+        """
+        if not clip_text(text):
+            raise UserError("the question is empty; ask something")
+        placeholders = text.count(DEFAULT_IMAGE_TOKEN)
+        if placeholders == 0:
+            text = f"{DEFAULT_IMAGE_TOKEN}\n" * images + text
+        elif placeholders != images:
+            raise UserError(f"{placeholders} <image> placeholders in the question, {images} images given")
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+            text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        return text
+
+    def reducer(self, setting: str | None) -> Reducer:
+        """Return the reducer of a setting, or the model's own."""
+        if setting is not None:
+            return parse_reduction(setting)
+        tower = self.model.get_vision_tower()
+        return NoReduction() if tower is None else tower.token_reduction
+
+    def _first_turn(self, question: Question, seen: dict[int, SeenImage]) -> Turn:
+        """Render a question as the first of a conversation; ``seen`` knows the pictures by identity."""
+        message = self.render(question.text, len(question.images))
+        images = tuple(seen[id(image)] for image in question.images)
+        return self.turn(self.template, message, images, self.reducer(question.token_reduction))
+
+    def turn(
+        self, conversation: Conversation, message: str, images: tuple[SeenImage, ...], reducer: Reducer
+    ) -> Turn:
+        """Add a rendered message to a conversation, which stays as it is, and open the answer."""
+        conversation = conversation.copy()
+        conversation.append_message(conversation.roles[0], message)
+        conversation.append_message(conversation.roles[1], None)
+        return Turn(conversation.get_prompt(), clip_text(message), images, reducer)
+
+    def run(
+        self, turns: Sequence[Turn], options: Generation, vision_ms: float = 0.0
+    ) -> Generator[list[str], None, list[Answer]]:
+        """Answer a batch of turns step by step.
+
+        Args:
+            turns: What to continue.
+            options: How the answers are written.
+            vision_ms: What the vision encoder took for the batch's pictures.
+
+        Yields:
+            Per turn the text that its step added, maybe none.
+
+        Returns:
+            The answers.
+
+        Raises:
+            UserError: If a prompt does not fit the model.
+        """
+        watch = Stopwatch(self.device)
+        reduced = [self._reduce(turn) for turn in turns]
+        reduction_ms = watch.lap()
+        prompts, visual_tokens = self._embed(turns, [tokens for tokens, _ in reduced])
+        texts = [AnswerText(self.tokenizer, self.template.ends[1]) for _ in turns]
+        first_token_ms = 0.0
+        for step, tokens in enumerate(self.engine.stream(prompts, options)):
+            if step == 0:
+                first_token_ms = watch.lap()
+            going = [
+                None if token is None or text.stopped else token
+                for token, text in zip(tokens, texts, strict=True)
+            ]
+            if all(token is None for token in going):
+                break
+            yield [
+                "" if token is None else text.push(token) for token, text in zip(going, texts, strict=True)
+            ]
+        yield [text.finish() for text in texts]
+        rest_ms = watch.lap()
+        shares = [spent / len(turns) for spent in (vision_ms, reduction_ms, first_token_ms, rest_ms)]
+        return [
+            Answer(text.text, Cost(turn.patches, count, len(text.ids), *shares), kept)
+            for turn, text, count, (_, kept) in zip(turns, texts, visual_tokens, reduced, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _reduce(self, turn: Turn) -> tuple[list[VisualTokens], tuple[Tensor, ...]]:
+        """Choose the patches that a turn's question needs.
+
+        Returns:
+            Per picture the tokens of its crops, and which patches of the whole picture stayed, bool (rows,
+            columns).
+        """
+        if not turn.images:
+            return [], ()
+        tower = self.model.get_vision_tower()
+        assert tower is not None  # a blind model sees no images
+        side = tower.num_patches_per_side
+        tokens = [
+            tower.reduce(image.patches, image.pixels, [turn.question] * len(image.patches), turn.reducer)
+            for image in turn.images
+        ]
+        # The first crop is the whole picture; a CLS token in front of its patches has no place on it.
+        return tokens, tuple(crops.kept[0, -side * side :].reshape(side, side).cpu() for crops in tokens)
+
+    @torch.inference_mode()
+    def _embed(
+        self, turns: Sequence[Turn], tokens: Sequence[Sequence[VisualTokens]]
+    ) -> tuple[list[Tensor], list[int]]:
+        """Embed the prompts with their pictures' tokens in place.
+
+        Args:
+            turns: What to continue.
+            tokens: Per turn and picture the tokens of the crops.
+
+        Returns:
+            Embeddings, (L, H) per turn, and how many of each are visual tokens.
+
+        Raises:
+            UserError: If a prompt is longer than the model can read.
+        """
+        prompts, visual_tokens = [], []
+        for turn, pictures in zip(turns, tokens, strict=True):
+            images = [
+                self.model.merge_crops(self.model.project(crops).split(), image.size)
+                for crops, image in zip(pictures, turn.images, strict=True)
+            ]
+            ids = torch.tensor(tokenizer_image_token(turn.prompt, self.tokenizer), device=self.device)
+            visual_tokens.append(sum(map(len, images)))
+            self._check_length(len(ids) - len(images) + visual_tokens[-1])
+            prompts.append(self.model.embed_prompt(ids, images))
+        return prompts, visual_tokens
+
+    def _check_length(self, length: int) -> None:
+        """Refuse a prompt that the model would have to cut.
+
+        Raises:
+            UserError: If it has no room for one more token.
+        """
+        config = self.model.config
+        limits = (getattr(config, "tokenizer_model_max_length", None), config.max_position_embeddings)
+        limit = min(limit for limit in limits if limit)
+        if length >= limit:
+            raise UserError(
+                f"the prompt has {length} tokens with its pictures and this model reads at most {limit - 1}; "
+                "ask something shorter or reduce the pictures further"
+            )
+
+
+class Chat:
+    """A conversation; each turn reduces the pictures anew for its question, the vision encoder runs once.
+
+    Attributes:
+        answers: All so far.
+        token_reduction: Setting for the next turns; None for the model's.
+    """
+
+    def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...]) -> None:
+        self.answers: list[Answer] = []
+        self.token_reduction: str | None = None
+        self._assistant = assistant
+        self._images = images
+        self._seen: tuple[SeenImage, ...] | None = None
+        self._conversation = assistant.template.copy()
+
+    def ask(self, text: str, options: Generation | None = None) -> Answer:
+        """Answer the next question.
+
+        Raises:
+            UserError: If the question is empty, too long, or names pictures that are not there.
+        """
+        for _ in self.stream(text, options):
+            pass
+        return self.answers[-1]
+
+    def stream(self, text: str, options: Generation | None = None) -> Iterator[str]:
+        """Answer the next question piece by piece; a turn that is given up or fails leaves no trace.
+
+        Raises:
+            UserError: As `ask` does.
+        """
+        assistant = self._assistant
+        message = assistant.render(text, len(self._images) if not self.answers else 0)
+        reducer = assistant.reducer(self.token_reduction)
+        watch = Stopwatch(assistant.device)
+        if self._seen is None:
+            self._seen = tuple(assistant.see(self._images))
+        turn = assistant.turn(self._conversation, message, self._seen, reducer)
+        running = assistant.run([turn], options or Generation(), watch.lap())
+        answer = yield from _pieces_of_one(running)
+        self._conversation.append_message(self._conversation.roles[0], message)
+        self._conversation.append_message(self._conversation.roles[1], answer.text)
+        self.answers.append(answer)
+
+
+def _pieces_of_one(running: Generator[list[str], None, list[Answer]]) -> Generator[str, None, Answer]:
+    """Yield the pieces of a batch of one answer, return the answer."""
+    while True:
+        try:
+            (piece,) = next(running)
+        except StopIteration as ended:
+            return ended.value[0]
+        if piece:
+            yield piece
+
+
+def _finish(running: Generator[list[str], None, list[Answer]]) -> list[Answer]:
+    """Run a batch to its end."""
+    while True:
+        try:
+            next(running)
+        except StopIteration as ended:
+            return ended.value
+
+
+def bundled_checkpoint() -> Path:
+    """Return the folder of the shapes model, which comes with the repository, not with the package.
+
+    Raises:
+        MissingFileError: If it is not there.
+    """
+    if not SHAPES_CHECKPOINT.is_dir():
+        raise MissingFileError(
+            f"no --model-path was given and the bundled shapes model is not at {SHAPES_CHECKPOINT}: it comes "
+            "with a clone of the repository (playground/shapes/checkpoints); clone it, or name a LLaVA-1.5 "
+            "checkpoint such as liuhaotian/llava-v1.5-7b"
+        )
+    return SHAPES_CHECKPOINT
+
+
+def choose_template(configured: str | None, model_name: str) -> str:
+    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name (D9)."""
+    if configured:
+        return configured
+    name = model_name.lower()
+    return next((template for part, template in TEMPLATE_BY_NAME.items() if part in name), DEFAULT_TEMPLATE)
+
+
+def find_template(name: str) -> Conversation:
+    """Return a conversation template by name.
+
+    Raises:
+        UserError: If there is none of this name.
+    """
+    if name not in conv_templates:
+        known = ", ".join(sorted(conv_templates))
+        raise UserError(f"{name!r} is no conversation template; accepted: {known}")
+    return conv_templates[name]
