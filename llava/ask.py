@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.errors import MissingFileError, UserError
 from llava.image_io import load_image_or_url
-from llava.options import add_model_options, load_assistant, positive_int, temperature
+from llava.options import add_model_options, load_assistant
 from llava.visualize import draw_kept
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show-kept", type=Path, metavar="FILE", help="write the picture with the dropped patches dimmed"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=512, metavar="N", help="longest answer (default: 512)"
+        "--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)"
     )
     parser.add_argument(
-        "--temperature", type=temperature, default=0.0, help="0 (default) always takes the likeliest token"
+        "--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token"
     )
     add_model_options(parser)
 
@@ -51,18 +51,15 @@ def run(options: argparse.Namespace) -> None:
     if options.show_kept is not None:
         check_picture_path(options.show_kept)
 
-    from llava.assistant import Generation
+    from llava.engine.base import Generation
+
+    generation = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
 
     assistant = load_assistant(options)
-    answer = assistant.answer(
-        options.question,
-        image,
-        Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
-    )
+    answer = assistant.answer(options.question, image, generation)
     if options.show_kept is not None:
-        save_kept(
-            options.show_kept, image, answer, getattr(assistant.model.config, "image_aspect_ratio", None)
-        )
+        aspect = getattr(assistant.model.config, "image_aspect_ratio", None)
+        save_picture(draw_kept(image, answer.kept[0], aspect), options.show_kept)
     print(as_json(answer) if options.json else f"{answer.text}\n{describe_cost(answer.cost)}")
 
 
@@ -80,15 +77,14 @@ def check_picture_path(path: Path) -> None:
         raise UserError(f"--show-kept {path}: the name must end in one of {', '.join(KEPT_SUFFIXES)}")
 
 
-def save_kept(path: Path, image: Image.Image, answer: "Answer", aspect: str | None) -> None:
-    """Write the picture with the dropped patches dimmed.
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture to a file.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    drawn = draw_kept(image, answer.kept[0], aspect or "crop")
     try:
-        drawn.save(path)
+        image.save(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

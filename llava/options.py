@@ -1,7 +1,6 @@
 """Options that several command lines share: which model to load, and how it is to answer."""
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
@@ -17,29 +16,6 @@ DTYPES = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
-
-
-def positive_int(text: str) -> int:
-    """Read a whole number above 0 from a command line."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return number
-
-
-def temperature(text: str) -> float:
-    """Read a sampling temperature, 0 or above, from a command line."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no temperature of 0 or above")
-    return number
-
-
-def probability(text: str) -> float:
-    """Read a probability above 0 from a command line."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return number
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -13,50 +13,55 @@ OUTLINE = (214, 39, 40)
 
 
 def draw_kept(
-    image: Image.Image, kept: Sequence[Sequence[bool]] | np.ndarray, aspect: str = "pad"
+    image: Image.Image, kept: Sequence[Sequence[bool]] | np.ndarray, aspect: str | None = "pad"
 ) -> Image.Image:
     """Draw a copy of a picture with the dropped patches dimmed and the kept ones outlined.
 
     Args:
         image: The picture as it was asked about.
         kept: Which patches of the model's square input stayed, bool (R, C); anything numpy understands.
-        aspect: How the picture became square, as ``image_aspect_ratio`` says: ``pad`` puts it into the
-            middle of a square; anything else takes the middle square out of it.
+        aspect: How the picture became square: the config's ``image_aspect_ratio``.
 
     Returns:
         An RGB picture of the size of ``image``; what the model never saw is dimmed as well.
     """
     grid = np.asarray(kept, dtype=bool)
-    square, left, top = _square_in(image.size, pad=aspect == "pad")
     width, height = image.size
-    rows = _patch_of(np.arange(height), top, square, grid.shape[0])
-    columns = _patch_of(np.arange(width), left, square, grid.shape[1])
+    left, top, square_width, square_height = _seen_box(image.size, aspect)
+    columns = _patch_of(np.arange(width), left, square_width, grid.shape[1])
+    rows = _patch_of(np.arange(height), top, square_height, grid.shape[0])
     framed = np.pad(grid, 1)  # a dropped border stands for everything outside the square
     drawn = _dim(image.convert("RGB"), ~framed[rows + 1][:, columns + 1])
-    _outline(drawn, grid, (left, top), square)
+    _outline(drawn, grid, (left, top, square_width, square_height))
     return drawn
 
 
-def _square_in(size: tuple[int, int], *, pad: bool) -> tuple[int, int, int]:
-    """Side of the model's square, and its left top corner in coordinates of the picture, in pixels."""
+def _seen_box(size: tuple[int, int], aspect: str | None) -> tuple[int, int, int, int]:
+    """Left, top, width and height, in pixels of the picture, of what became the model's square input.
+
+    ``pad`` put the picture into the middle of a square, ``anyres`` squeezed it whole (the grid belongs to that
+    overview); otherwise the processor took the middle square out of it.
+    """
     width, height = size
-    side = max(size) if pad else min(size)
-    return side, -((side - width) // 2), -((side - height) // 2)
+    if aspect is not None and aspect.startswith("anyres"):
+        return 0, 0, width, height
+    side = max(size) if aspect == "pad" else min(size)
+    return -((side - width) // 2), -((side - height) // 2), side, side
 
 
-def _patch_of(pixels: np.ndarray, start: int, square: int, patches: int) -> np.ndarray:
+def _patch_of(pixels: np.ndarray, start: int, extent: int, patches: int) -> np.ndarray:
     """Index of the patch that every pixel's center falls into, along one axis; -1 before, ``patches`` after.
 
     Args:
         pixels: Coordinates, int (n,).
-        start: Coordinate where the square starts.
-        square: Side of the square in pixels.
-        patches: Number of patches along the side.
+        start: Coordinate where the first patch starts.
+        extent: Length of all patches in pixels.
+        patches: Number of patches.
 
     Returns:
-        Indices from -1 to ``patches``, int (n,).
+        Indices, int (n,).
     """
-    return np.clip(np.floor((pixels + 0.5 - start) * patches / square).astype(int), -1, patches)
+    return np.clip(np.floor((pixels + 0.5 - start) * patches / extent).astype(int), -1, patches)
 
 
 def _dim(image: Image.Image, dropped: np.ndarray) -> Image.Image:
@@ -65,18 +70,14 @@ def _dim(image: Image.Image, dropped: np.ndarray) -> Image.Image:
     return Image.composite(veiled, image, Image.fromarray(dropped))
 
 
-def _outline(image: Image.Image, grid: np.ndarray, corner: tuple[int, int], square: int) -> None:
-    """Draw a frame around every patch marked in ``grid``, bool (R, C), onto the picture."""
+def _outline(image: Image.Image, grid: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    """Draw a frame around every patch marked in ``grid``, bool (R, C), which lies over ``box``."""
     draw = ImageDraw.Draw(image)
-    left, top = corner
+    left, top, width, height = box
     rows, columns = grid.shape
-    line = max(1, square // 400)  # visible on a large photograph too
+    line = max(1, max(width, height) // 400)  # visible on a large photograph too
     for row, column in zip(*np.nonzero(grid), strict=True):
-        box = (
-            left + round(column * square / columns),
-            top + round(row * square / rows),
-            left + round((column + 1) * square / columns) - 1,
-            top + round((row + 1) * square / rows) - 1,
-        )
-        if box[2] >= box[0] and box[3] >= box[1]:  # a picture may have fewer pixels than patches
-            draw.rectangle(box, outline=OUTLINE, width=line)
+        x0, x1 = (left + round(edge * width / columns) for edge in (column, column + 1))
+        y0, y1 = (top + round(edge * height / rows) for edge in (row, row + 1))
+        if x0 < x1 and y0 < y1:  # a picture may have fewer pixels than patches
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINE, width=line)

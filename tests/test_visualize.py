@@ -45,14 +45,22 @@ def test_a_tall_picture_shows_the_middle_columns_of_its_padded_square():
 
 
 def test_without_padding_the_middle_square_was_seen():
-    drawn = kinds(draw_kept(Image.new("RGB", (40, 20), GRAY), np.ones((1, 1), bool), "crop"))
+    drawn = kinds(draw_kept(Image.new("RGB", (40, 20), GRAY), np.ones((1, 1), bool), None))
     assert (drawn[1:19, 11:29] == "k").all()
     assert (drawn[:, :10] == "d").all() and (drawn[:, 30:] == "d").all()
 
 
+def test_an_overview_of_anyres_covers_the_whole_picture():
+    kept = np.zeros((2, 2), bool)
+    kept[1, 1] = True
+    drawn = kinds(draw_kept(Image.new("RGB", (40, 20), GRAY), kept, "anyres_max_9"))
+    assert (drawn[11:19, 21:39] == "k").all()
+    assert (drawn[:10] == "d").all() and (drawn[:, :20] == "d").all()
+
+
 def test_sizes_that_do_not_divide_and_tiny_pictures_are_drawn():
     for size in ((1, 1), (3, 7), (101, 57)):
-        for aspect in ("pad", "crop"):
+        for aspect in ("pad", "anyres", None):
             assert draw_kept(Image.new("L", size), np.ones((24, 24), bool), aspect).size == size
 
 

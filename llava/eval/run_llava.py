@@ -6,14 +6,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.image_io import load_image_or_url
-from llava.options import (
-    CommandParser,
-    add_model_options,
-    load_assistant,
-    positive_int,
-    probability,
-    temperature,
-)
+from llava.options import CommandParser, add_model_options, load_assistant
 from llava.utils import exit_on_user_error
 
 
@@ -32,15 +25,14 @@ def eval_model(args: Any) -> None:
     from llava.assistant import Generation, Question
 
     images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
-    assistant = load_assistant(args)
+    question = Question(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
     options = Generation(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         num_beams=args.num_beams,
     )
-    question = Question(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
-    (answer,) = assistant.answer_all([question], options)
+    (answer,) = load_assistant(args).answer_all([question], options)
     print(answer.text)
 
 
@@ -64,14 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--query", required=True, help="the question; <image-placeholder> marks a picture's place"
     )
     parser.add_argument("--sep", default=",", help="what joins the pictures (default: a comma)")
-    parser.add_argument("--temperature", type=temperature, default=0.2, help="0 is greedy (default: 0.2)")
-    parser.add_argument(
-        "--top_p", type=probability, help="sample from the likeliest tokens of this probability"
-    )
-    parser.add_argument("--num_beams", type=positive_int, default=1, help="beams of the search (default: 1)")
-    parser.add_argument(
-        "--max_new_tokens", type=positive_int, default=512, help="longest answer (default: 512)"
-    )
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (default: 0.2)")
+    parser.add_argument("--top_p", type=float, help="sample from the likeliest tokens of this probability")
+    parser.add_argument("--num_beams", type=int, default=1, help="beams of the search (default: 1)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer (default: 512)")
     add_model_options(parser)
     eval_model(parser.parse_args(argv))
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llava.image_io import load_image_or_url
-from llava.options import CommandParser, add_model_options, load_assistant, positive_int, temperature
+from llava.options import CommandParser, add_model_options, load_assistant
 from llava.utils import exit_on_user_error
 
 if TYPE_CHECKING:
-    from llava.assistant import Chat, Generation
+    from llava.assistant import Chat
+    from llava.engine.base import Generation
 
 
 @exit_on_user_error
@@ -28,23 +29,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
     image = load_image_or_url(options.image_file)
 
-    from llava.assistant import Generation
+    from llava.engine.base import Generation
 
-    assistant = load_assistant(options)
-    talk(
-        assistant.chat(image),
-        Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
-        debug=options.debug,
-    )
+    generation = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    talk(load_assistant(options).chat(image), generation, debug=options.debug)
 
 
 def build_parser() -> CommandParser:
     """Build the parser of LLaVA's arguments, and of those that every command here has."""
     parser = CommandParser(prog="python -m llava.serve.cli", description="Talk about a picture.")
     parser.add_argument("--image-file", required=True, help="the picture: a file, or an http(s) URL")
-    parser.add_argument("--temperature", type=temperature, default=0.2, help="0 is greedy (default: 0.2)")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (default: 0.2)")
     parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=512, metavar="N", help="longest answer (default: 512)"
+        "--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)"
     )
     parser.add_argument("--debug", action="store_true", help="show prompts and raw answers on stderr")
     add_model_options(parser)

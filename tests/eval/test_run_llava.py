@@ -99,12 +99,12 @@ def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant
     [
         (["--query", "What?"], "required: --image-file"),
         (["--query", "What?", "--image-file", "nowhere.png"], "there is no image file nowhere.png"),
-        (["--query", "What?", "--image-file", "x.png", "--top_p", "2"], "'2' is not above 0 and at most 1"),
-        (["--query", "What?", "--image-file", "x.png", "--num_beams", "0"], "'0' is not above 0"),
+        (["--query", "What?", "--image-file", "PICTURE", "--top_p", "2"], "top_p is 2.0; accepted: above 0"),
+        (["--query", "What?", "--image-file", "PICTURE", "--num_beams", "0"], "num_beams is 0; accepted: 1"),
     ],
 )
 def test_a_wrong_command_line_is_refused(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    assert run_llava.main(arguments) == 2
+    assert run_llava.main([pictures[0] if word == "PICTURE" else word for word in arguments]) == 2
     assert sentence in capsys.readouterr().err
