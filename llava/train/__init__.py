@@ -1,0 +1,1 @@
+"""Training: LLaVA's two stages, from a command line to a checkpoint."""

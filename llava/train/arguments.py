@@ -1,0 +1,137 @@
+"""The command line of training: LLaVA's argument names and defaults, TRIM's, and old flags kept alive."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+from transformers.utils import is_torch_tf32_available
+
+from llava.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TEXT_SOURCES = ("questions", "conversation")
+
+
+def _arg(default: Any, help_text: str) -> Any:
+    """Declare an argument with its help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained; see the help text of every field."""
+
+    model_name_or_path: str = _arg("facebook/opt-125m", "Base: a language model or a LLaVA checkpoint.")
+    version: str = _arg("v0", "Conversation template: v1 (fine-tuning LLaVA-1.5), plain (pretraining), ...")
+    freeze_backbone: bool = _arg(False, "Keep the language model's layers as they are.")
+    tune_mm_mlp_adapter: bool = _arg(False, "Train the projector alone (pretraining).")
+    vision_tower: str | None = _arg(None, "CLIP: hub id or folder. By default the base's, if it has one.")
+    mm_vision_select_layer: int = _arg(-1, "Hidden state of CLIP to read; LLaVA-1.5: -2.")
+    pretrain_mm_mlp_adapter: str | None = _arg(None, "mm_projector.bin of a pretraining run to start from.")
+    mm_projector_type: str = _arg("linear", "linear, mlp<N>x_gelu or identity; LLaVA-1.5: mlp2x_gelu.")
+    mm_use_im_start_end: bool = _arg(False, "Put <im_start> and <im_end> around every image.")
+    mm_use_im_patch_token: bool = _arg(True, "Add the token <im_patch>, which nothing reads.")
+    mm_patch_merge_type: str = _arg("flat", "How tiles of an image are joined: flat, spatial, spatial_unpad.")
+    mm_vision_select_feature: str = _arg("patch", "patch, or cls_patch to keep CLIP's class token.")
+    mm_vision_token_reduce_func: str | None = _arg(
+        None, "Token reduction such as TRIM:-1; none turns off what the base's config says."
+    )
+    mm_text_source: str = _arg(
+        "questions",
+        "Text by which patches are kept: each question of the sample, or the published code's conversation "
+        "(with its answers).",
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on; see the help text of every field."""
+
+    data_path: str | None = _arg(None, "JSON list of records in LLaVA's format.")
+    lazy_preprocess: bool = _arg(False, "Accepted and not read: samples are always made when needed.")
+    is_multimodal: bool = _arg(False, "Set by the program where there is a vision tower.")
+    image_folder: str | None = _arg(None, "Folder below which the records' images lie.")
+    image_aspect_ratio: str = _arg("square", "square (CLIP's crop) or pad; LLaVA-1.5 fine-tuning: pad.")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """How it is trained: transformers' arguments, LLaVA's own, and old names of both."""
+
+    cache_dir: str | None = _arg(None, "Accepted and not read: HF_HOME says where downloads go.")
+    optim: str = _arg("adamw_torch", "Optimizer.")
+    remove_unused_columns: bool = _arg(False, "Always false: the collator reads every column.")
+    freeze_mm_mlp_adapter: bool = _arg(False, "Keep the projector as it is.")
+    mpt_attn_impl: str | None = _arg("triton", "Accepted and not read: of MPT models.")
+    model_max_length: int = _arg(512, "Tokens of a sample; the rest is cut off on the right.")
+    double_quant: bool = _arg(True, "For bits below 16: quantize the quantization constants too.")
+    quant_type: str = _arg("nf4", "For 4 bits: fp4 or nf4.")
+    bits: int = _arg(16, "Bits of the frozen weights.")
+    lora_enable: bool = _arg(False, "Train a LoRA adapter.")
+    lora_r: int = _arg(64, "Rank of the adapter.")
+    lora_alpha: int = _arg(16, "Scale of the adapter.")
+    lora_dropout: float = _arg(0.05, "Dropout in front of the adapter.")
+    lora_weight_path: str = _arg("", "Accepted and not read.")
+    lora_bias: str = _arg("none", "Biases trained beside the adapter.")
+    mm_projector_lr: float | None = _arg(None, "Learning rate of the projector where it differs.")
+    group_by_modality_length: bool = _arg(False, "Batches of one modality and of similar length.")
+    disable_tqdm: bool | None = _arg(True, "Progress as log lines instead of a bar.")
+    evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
+    warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
+
+    def __post_init__(self) -> None:
+        """Translate old names, and leave out what this machine cannot do."""
+        inherited: Any = self  # mypy cannot see through transformers' dataclass
+        if self.evaluation_strategy is not None:
+            inherited.eval_strategy = self.evaluation_strategy
+        if self.warmup_ratio and not inherited.warmup_steps:
+            inherited.warmup_steps = self.warmup_ratio
+        if inherited.tf32 and not is_torch_tf32_available():
+            logger.info("--tf32 True is ignored: this machine has no such arithmetic")
+            inherited.tf32 = None
+        if getattr(self, "activation_checkpointing", True) is None:
+            # The old name, which LLaVA's scripts use, would print a warning.
+            inherited.activation_checkpointing = inherited.gradient_checkpointing
+            inherited.gradient_checkpointing = None
+        if not torch.cuda.is_available():
+            inherited.dataloader_pin_memory = False
+        super().__post_init__()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Float type of the forward pass."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read the command line; options may be abbreviated.
+
+    Args:
+        argv: Arguments without the program's name; by default those of this process.
+
+    Raises:
+        UserError: If a value is not accepted, or the values do not go together.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    try:
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses(
+            None if argv is None else list(argv), look_for_args_file=False
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if model_args.mm_text_source not in TEXT_SOURCES:
+        raise UserError(
+            f"--mm_text_source {model_args.mm_text_source!r} is not one of {', '.join(TEXT_SOURCES)}"
+        )
+    if training_args.lora_enable or training_args.bits != 16:
+        raise UserError("LoRA and quantized training (--lora_enable, --bits 4 or 8) are not available yet")
+    return model_args, data_args, training_args
