@@ -8,15 +8,6 @@ from llava.errors import UserError
 if TYPE_CHECKING:
     from llava.assistant import Assistant
 
-DTYPES = {
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-}
-
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, like all other errors of the commands."""
@@ -44,7 +35,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="instead of the checkpoint's: none, TRIM:-1 (adaptive), TRIM:0.25, TRIM:64, Random:64, Pool:64",
     )
     model.add_argument(
-        "--dtype", choices=DTYPES, help="precision (default: float16 on CUDA, float32 on other devices)"
+        "--dtype",
+        metavar="TYPE",
+        help="float32, float16 or bfloat16 (default: float32 on a CPU, float16 on other devices)",
     )
     model.add_argument("--device", help="cuda, mps or cpu (default: the best one of this machine)")
     model.add_argument(
@@ -66,13 +59,12 @@ def load_assistant(options: Any) -> "Assistant":
     from llava.assistant import Assistant
 
     quiet_transformers()
-    dtype = getattr(options, "dtype", None)
     return Assistant.load(
         getattr(options, "model_path", None),
         model_base=getattr(options, "model_base", None),
         vision_tower=getattr(options, "vision_tower", None),
         token_reduction=getattr(options, "token_reduction", None),
-        dtype=DTYPES.get(dtype, dtype),
+        dtype=getattr(options, "dtype", None),
         device=getattr(options, "device", None),
         conv_mode=getattr(options, "conv_mode", None),
         load_8bit=getattr(options, "load_8bit", False),

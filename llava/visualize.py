@@ -1,8 +1,7 @@
 """Show on the picture itself which patches the reducer kept."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 # Shapes: H x W pixels of the picture, R x C patches of the grid over its square.
@@ -12,9 +11,7 @@ VEIL_OPACITY = 0.75
 OUTLINE = (214, 39, 40)
 
 
-def draw_kept(
-    image: Image.Image, kept: Sequence[Sequence[bool]] | np.ndarray, aspect: str | None = "pad"
-) -> Image.Image:
+def draw_kept(image: Image.Image, kept: ArrayLike, aspect: str | None = "pad") -> Image.Image:
     """Draw a copy of a picture with the dropped patches dimmed and the kept ones outlined.
 
     Args:
@@ -39,8 +36,8 @@ def draw_kept(
 def _seen_box(size: tuple[int, int], aspect: str | None) -> tuple[int, int, int, int]:
     """Left, top, width and height, in pixels of the picture, of what became the model's square input.
 
-    ``pad`` put the picture into the middle of a square, ``anyres`` squeezed it whole (the grid belongs to that
-    overview); otherwise the processor took the middle square out of it.
+    ``pad`` put the picture into the middle of a square, ``anyres`` squeezed it whole (the grid belongs to
+    that overview); otherwise the processor took the middle square out of it.
     """
     width, height = size
     if aspect is not None and aspect.startswith("anyres"):
