@@ -17,6 +17,7 @@ from llava.errors import UserError
 logger = logging.getLogger(__name__)
 
 TEXT_SOURCES = ("questions", "conversation")
+ASPECT_RATIOS = ("square", "pad")
 
 
 def _arg(default: Any, help_text: str) -> Any:
@@ -59,6 +60,9 @@ class DataArguments:
     is_multimodal: bool = _arg(False, "Set by the program where there is a vision tower.")
     image_folder: str | None = _arg(None, "Folder below which the records' images lie.")
     image_aspect_ratio: str = _arg("square", "square (CLIP's crop) or pad; LLaVA-1.5 fine-tuning: pad.")
+    # Filled in by the program, as in LLaVA; no flags.
+    image_processor: Any = field(default=None, init=False)
+    mm_use_im_start_end: bool = field(default=False, init=False)
 
 
 @dataclass
@@ -128,10 +132,14 @@ def parse_arguments(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    if model_args.mm_text_source not in TEXT_SOURCES:
-        raise UserError(
-            f"--mm_text_source {model_args.mm_text_source!r} is not one of {', '.join(TEXT_SOURCES)}"
-        )
+    _check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
+    _check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
     if training_args.lora_enable or training_args.bits != 16:
         raise UserError("LoRA and quantized training (--lora_enable, --bits 4 or 8) are not available yet")
     return model_args, data_args, training_args
+
+
+def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise UserError(f"{flag} is {value!r}; accepted: {', '.join(choices)}")

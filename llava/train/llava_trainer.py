@@ -1,0 +1,196 @@
+"""transformers' Trainer with LLaVA's sampler, projector rate and projector-only checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
+
+from llava.train.checkpoint import load_adapter, save_adapter, trained_state
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR = "mm_projector"
+
+
+def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
+    """Deal samples out to processes so that each gets as many and about as much work.
+
+    Args:
+        indices: Samples, longest first.
+        lengths: Length of every sample of the data set.
+        num_chunks: Processes.
+    """
+    if len(indices) % num_chunks:
+        return [list(indices[rank::num_chunks]) for rank in range(num_chunks)]
+    chunks: list[list[int]] = [[] for _ in range(num_chunks)]
+    loads = [0] * num_chunks
+    size = len(indices) // num_chunks
+    for index in indices:
+        open_ranks = (rank for rank in range(num_chunks) if len(chunks[rank]) < size)
+        rank = min(open_ranks, key=loads.__getitem__)
+        chunks[rank].append(index)
+        loads[rank] += lengths[index]
+    return chunks
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Orders samples so that a batch holds similar lengths and, if asked for, one modality.
+
+    Args:
+        batch_size: Samples per process and step.
+        world_size: Processes times gradient accumulation.
+        lengths: Length per sample; if ``group_by_modality``, negative for text alone.
+        seed: Of the first epoch's order; every further epoch adds 1.
+        group_by_modality: Whether modalities are kept apart.
+
+    Raises:
+        ValueError: If a length is 0, which says nothing about the modality.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        world_size: int,
+        lengths: Sequence[int],
+        *,
+        seed: int = 0,
+        group_by_modality: bool = False,
+    ) -> None:
+        if group_by_modality and 0 in lengths:
+            raise ValueError(f"sample {list(lengths).index(0)} has length 0; signs tell modalities apart")
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.lengths = [abs(length) for length in lengths]
+        self.groups = [list(range(len(lengths)))]
+        if group_by_modality:
+            by_sign = [
+                [i for i, length in enumerate(lengths) if (length > 0) is shown] for shown in (True, False)
+            ]
+            self.groups = [group for group in by_sign if group]
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is to follow; a resumed run gets the order it was killed in."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the samples of an epoch in order."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        groups = [self._megabatches(group, generator) for group in self.groups]
+        if len(groups) == 1:
+            ordered = groups[0]
+        else:
+            # A modality's last megabatch may be incomplete: those mix, at the very end.
+            whole = [megabatch for group in groups for megabatch in group[:-1]]
+            rest = sorted(index for group in groups for index in group[-1])
+            ordered = [whole[i] for i in torch.randperm(len(whole), generator=generator)] + [rest]
+        return (index for megabatch in ordered for index in megabatch)
+
+    def _megabatches(self, group: Sequence[int], generator: torch.Generator) -> list[list[int]]:
+        """Shuffle one modality's samples, and order each step's share of them by length and process."""
+        shuffled = [group[i] for i in torch.randperm(len(group), generator=generator)]
+        size = self.world_size * self.batch_size
+        megabatches = []
+        for start in range(0, len(shuffled), size):
+            megabatch = sorted(shuffled[start : start + size], key=lambda i: self.lengths[i], reverse=True)
+            chunks = split_to_even_chunks(megabatch, self.lengths, self.world_size)
+            megabatches.append([index for chunk in chunks for index in chunk])
+        return megabatches
+
+
+class LogLines(TrainerCallback):
+    """Reports progress as plain log lines."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Write a line: step, values, and the time it will still take."""
+        if not state.is_world_process_zero or not logs:
+            return
+        elapsed = time.monotonic() - self.started
+        done = state.global_step - self.first_step
+        left = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
+        values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, float))
+        logger.info("step %d/%d  %s  (%.0f s left)", state.global_step, state.max_steps, values, left)
+
+
+class LLaVATrainer(Trainer):
+    """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.disable_tqdm:
+            self.remove_callback(PrinterCallback)
+            self.add_callback(LogLines())
+
+    @property
+    def _adapter_only(self) -> bool:
+        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_modality_length or dataset is None or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            self.args.world_size * self.args.gradient_accumulation_steps,
+            dataset.modality_lengths,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            group_by_modality=True,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        if created and self.args.mm_projector_lr is not None:
+            parameters = (self.model if model is None else model).named_parameters()
+            projector = {id(parameter) for name, parameter in parameters if PROJECTOR in name}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if id(parameter) in projector]
+                if own:
+                    group["params"] = [p for p in group["params"] if id(p) not in projector]
+                    optimizer.add_param_group({**group, "params": own, "lr": self.args.mm_projector_lr})
+        return optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss; a step in which nothing is learned (all answers cut off) counts 0, not 0/0."""
+        count = kwargs.get("num_items_in_batch")
+        if count is not None:
+            kwargs["num_items_in_batch"] = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self._adapter_only:
+            if self.args.should_save:
+                save_adapter(self.model, folder, state_dict)
+            return
+        super()._save(str(folder), trained_state(self.model, state_dict))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._adapter_only:
+            load_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)

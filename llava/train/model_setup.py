@@ -1,0 +1,195 @@
+"""From arguments to a model that is ready to train: base, vision, tokens, and what of it learns."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from llava.conversation import conv_templates
+from llava.errors import MissingFileError, UserError
+from llava.model.checkpoint_files import resolve_folder
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.loading import Placement, choose_attention, load_language_model, read_llava_config
+from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.tokenizer import load_tokenizer
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# LLaVA's version names that are no names of templates.
+TEMPLATE_OF_VERSION = {"v1": "vicuna_v1", "v0.5": "vicuna_v1"}
+
+# Flags whose omission means "as in the base checkpoint"; their config keys.
+BASE_SETTINGS = {
+    "vision_tower": "mm_vision_tower",
+    "mm_vision_select_layer": "mm_vision_select_layer",
+    "mm_vision_select_feature": "mm_vision_select_feature",
+    "mm_projector_type": "mm_projector_type",
+    "mm_patch_merge_type": "mm_patch_merge_type",
+    "mm_vision_token_reduce_func": "mm_vision_token_reduce_func",
+    "mm_use_im_start_end": "mm_use_im_start_end",
+    "mm_use_im_patch_token": "mm_use_im_patch_token",
+}
+
+
+def template_of_version(version: str) -> str:
+    """Return the template that a ``--version`` trains with; it is also what config.json names.
+
+    Raises:
+        UserError: If there is no such version.
+    """
+    name = TEMPLATE_OF_VERSION.get(version, version)
+    if name not in conv_templates:
+        accepted = ", ".join(sorted({*conv_templates, *TEMPLATE_OF_VERSION}))
+        raise UserError(f"--version {version!r} does not exist; accepted: {accepted}")
+    return name
+
+
+def read_base(model_args: ModelArguments) -> tuple[Path, LlavaConfig]:
+    """Find the base checkpoint, and let it fill in what the command line leaves open.
+
+    A flag that is given wins; without it a LLaVA checkpoint goes on as it was trained, so that what trains is
+    also what is saved.
+
+    Args:
+        model_args: Completed in place.
+
+    Raises:
+        UserError: If a setting is not accepted or needs a vision tower that is not there.
+        MissingFileError: If the base, CLIP or the projector's file is missing.
+    """
+    folder = resolve_folder(model_args.model_name_or_path)
+    config = read_llava_config(folder)
+    defaults = {field.name: field.default for field in fields(model_args)}
+    if getattr(config, "mm_vision_tower", None):
+        for name, key in BASE_SETTINGS.items():
+            value = getattr(config, key, None)
+            if getattr(model_args, name) == defaults[name] and value not in (None, defaults[name]):
+                if name == "vision_tower":
+                    value = str(resolve_folder(value, beside=folder))
+                logger.info("--%s is not given: %s, as in %s", name, value, folder)
+                setattr(model_args, name, value)
+    parse_reduction(model_args.mm_vision_token_reduce_func)
+    if model_args.vision_tower is not None:
+        resolve_folder(model_args.vision_tower)
+    else:
+        _refuse_vision_settings(model_args)
+    adapter = model_args.pretrain_mm_mlp_adapter
+    if adapter is not None and not Path(adapter).is_file():
+        raise MissingFileError(f"no projector file {adapter!r} (--pretrain_mm_mlp_adapter)")
+    return folder, config
+
+
+def _refuse_vision_settings(model_args: ModelArguments) -> None:
+    """Refuse settings that mean nothing without a vision tower."""
+    for name in ("tune_mm_mlp_adapter", "pretrain_mm_mlp_adapter", "mm_vision_token_reduce_func"):
+        if getattr(model_args, name) not in (None, False, "none"):
+            raise UserError(f"--{name} needs a vision tower: give --vision_tower, a CLIP folder or hub id")
+
+
+def build_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    base: tuple[Path, LlavaConfig],
+    attn_implementation: str | None = None,
+) -> tuple[LlavaLlamaForCausalLM, PreTrainedTokenizerBase]:
+    """Load the base, give it vision, and decide what of it learns.
+
+    Args:
+        model_args: As `read_base` completed them.
+        data_args: Gets the image processor.
+        training_args: Types and lengths.
+        base: What `read_base` returned.
+        attn_implementation: ``flash_attention_2`` to ask for it; used where it can be.
+
+    Returns:
+        The model on the CPU (the trainer moves it), and its tokenizer.
+    """
+    set_seed(training_args.seed)  # a new projector begins at random
+    folder, config = base
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float32
+    attention = choose_attention(
+        training_args.device, training_args.compute_dtype, attn_implementation is not None
+    )
+    model = load_language_model(folder, config, Placement(torch.device("cpu"), dtype, None, attention))
+    model.config.use_cache = False
+    _complete_sampling(model)
+    tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
+    if training_args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if model_args.vision_tower is not None:
+        _add_vision(model, tokenizer, model_args, data_args, training_args)
+    freeze(model, model_args, training_args)
+    model.tokenizer = tokenizer
+    return model, tokenizer
+
+
+def _add_vision(
+    model: LlavaLlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Give the model its tower, projector and image tokens, and write LLaVA's keys into its config."""
+    model.get_model().initialize_vision_modules(model_args)
+    tower = model.get_vision_tower()
+    assert tower is not None
+    if training_args.device.type == "cuda":
+        tower.to(dtype=training_args.compute_dtype)
+    data_args.image_processor = tower.image_processor
+    data_args.is_multimodal = True
+    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    model.config.update(
+        {
+            "image_aspect_ratio": data_args.image_aspect_ratio,
+            "tokenizer_padding_side": tokenizer.padding_side,
+            "tokenizer_model_max_length": tokenizer.model_max_length,
+            "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
+            "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
+            "mm_use_im_start_end": model_args.mm_use_im_start_end,
+            "mm_use_im_patch_token": model_args.mm_use_im_patch_token,
+            "mm_projector_lr": training_args.mm_projector_lr,
+            "conv_template": template_of_version(model_args.version),
+        }
+    )
+    model.initialize_vision_tokenizer(model_args, tokenizer)
+
+
+def freeze(model: LlavaLlamaForCausalLM, model_args: Any, training_args: Any) -> None:
+    """Decide what learns. CLIP never does, whatever else is asked for.
+
+    Args:
+        model: With its vision modules, if it gets any.
+        model_args: ``freeze_backbone``, ``tune_mm_mlp_adapter``, ``mm_use_im_start_end``.
+        training_args: ``freeze_mm_mlp_adapter``.
+    """
+    inner: Any = model.get_model()
+    projector: nn.Module | None = getattr(inner, "mm_projector", None)
+    if model_args.freeze_backbone:
+        inner.requires_grad_(False)
+    if model_args.tune_mm_mlp_adapter:
+        model.requires_grad_(False)
+        # New tokens are learned with the projector; the head does not write them.
+        model.get_input_embeddings().requires_grad_(model_args.mm_use_im_start_end)
+    if projector is not None:
+        projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    tower = model.get_vision_tower()
+    if tower is not None:
+        tower.requires_grad_(False)
+
+
+def _complete_sampling(model: LlavaLlamaForCausalLM) -> None:
+    """Let a base's sampling settings be saved: Vicuna has a temperature without saying that it samples."""
+    settings = model.generation_config
+    if settings is not None and (
+        settings.temperature not in (None, 1.0) or settings.top_p not in (None, 1.0)
+    ):
+        settings.do_sample = True

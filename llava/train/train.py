@@ -1,0 +1,104 @@
+"""Train a LLaVA model: ``python -m llava.train.train --help`` lists the arguments, which are LLaVA's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.conversation import conv_templates
+from llava.errors import MissingFileError, UserError
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.checkpoint import check_output_folder, last_checkpoint, save_final
+from llava.train.collator import DataCollatorForSupervisedDataset
+from llava.train.data import LazySupervisedDataset, make_supervised_data_module
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.model_setup import build_model, read_base, template_of_version
+from llava.train.preprocess import preprocess, preprocess_multimodal
+from llava.train.records import Record, check_records, read_records
+from llava.utils import exit_on_user_error, setup_logging
+
+__all__ = [
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "LLaVATrainer",
+    "LazySupervisedDataset",
+    "ModelArguments",
+    "TrainingArguments",
+    "main",
+    "make_supervised_data_module",
+    "preprocess",
+    "preprocess_multimodal",
+    "train",
+]
+
+
+def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says, from the last whole checkpoint of the output folder if it has one.
+
+    Args:
+        attn_implementation: ``flash_attention_2`` to ask for it.
+        argv: Arguments; by default those of this process.
+
+    Raises:
+        UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
+    """
+    model_args, data_args, training_args = parse_arguments(argv)
+    template = conv_templates[template_of_version(model_args.version)]
+    check_output_folder(training_args.output_dir)
+    base = read_base(model_args)
+    records = read_data(data_args, has_tower=model_args.vision_tower is not None)
+    check_records(records, data_args.image_folder, template)
+    model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)
+    training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    data = make_supervised_data_module(
+        tokenizer, data_args, template=template, text_source=model_args.mm_text_source, records=records
+    )
+    trainer = LLaVATrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+    checkpoint = last_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_final(trainer)
+
+
+def read_data(data_args: DataArguments, has_tower: bool) -> list[Record]:
+    """Read the data file, and make sure that its images can be used.
+
+    Args:
+        data_args: Paths of data and images.
+        has_tower: Whether the model will see images.
+
+    Raises:
+        UserError: If the file is no list of records, or has images that nothing could see.
+        MissingFileError: If the file or the image folder is missing.
+    """
+    if data_args.data_path is None:
+        raise UserError("--data_path is needed: a JSON list of records")
+    records = read_records(data_args.data_path)
+    if any(isinstance(record, dict) and "image" in record for record in records):
+        if not has_tower:
+            raise UserError(f"{data_args.data_path} has images: give --vision_tower, a CLIP folder or hub id")
+        if data_args.image_folder is not None and not Path(data_args.image_folder).is_dir():
+            raise MissingFileError(f"no image folder {data_args.image_folder!r} (--image_folder)")
+    return records
+
+
+@exit_on_user_error
+def main(attn_implementation: str | None = None) -> None:
+    """Run `train` as a command."""
+    setup_logging()
+    try:
+        train(attn_implementation)
+    except UserError as error:
+        # A loader's worker process hands over its whole traceback; its last line is the sentence.
+        raise type(error)(
+            str(error).strip().splitlines()[-1].removeprefix(f"{_full_name(error)}: ")
+        ) from error
+
+
+def _full_name(error: Exception) -> str:
+    """Return an error's type as tracebacks write it."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
