@@ -50,7 +50,7 @@ HEAD = 32
 SEEN_PATCHES = 80
 # A patch belongs to a thing that covers this much of it; patches between the two bounds teach nothing.
 COVERED, FREE = 0.35, 0.08
-QUESTIONS = 3
+QUESTIONS = 2
 COLOR_TEXTS = ("something {}", "a {} object", "{}", "What shape is the {} object?")
 SHAPE_TEXTS = ("a {}", "the {}", "{}", "What color is the {}?")
 
@@ -103,7 +103,7 @@ def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def normalize(pictures: NDArray[np.uint8]) -> Tensor:
     """Turn pictures (B, 224, 224, 3) into pixels (B, 3, 224, 224), as the checkpoint's processor does."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
 
 
@@ -215,7 +215,7 @@ class ClipSchool:
         color = attribute_loss(joint, colors, _labels(batch, [*COLORS], "color"))
         shape = attribute_loss(joint, shapes, _labels(batch, [*SHAPES], "shape"))
         contrast = contrastive_loss(pooled, told, self.model.logit_scale)
-        loss = naming + 0.1 * unevenness + 0.5 * color + 0.5 * shape + 0.1 * contrast
+        loss = naming + 0.1 * unevenness + 0.5 * color + shape + 0.1 * contrast
         return {
             "loss": loss,
             "naming": naming,
@@ -289,7 +289,7 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     tokenizer = train_clip_tokenizer(world_texts(2000), 300, unfinished)
     model = build_clip(preset, tokenizer).to(pick_device())
     school = ClipSchool(model, tokenizer, pictures, preset)
-    fit(model, school.step_loss, sum(preset.clip_steps), 1e-3, unfinished.with_name("clip.state"))
+    fit(model, school.step_loss, sum(preset.clip_steps), 1.5e-3, unfinished.with_name("clip.state"))
     model.to(torch.float16).save_pretrained(unfinished)
     (unfinished / "preprocessor_config.json").write_text(PREPROCESSOR)
     unfinished.rename(folder)

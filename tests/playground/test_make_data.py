@@ -1,0 +1,36 @@
+import json
+
+from playground.shapes.make_data import TURNS, stage1_sample, stage2_sample, write_json
+from playground.shapes.world import TRAIN, Scene
+
+
+def test_stage1_is_a_request_and_a_description():
+    sample = stage1_sample(4, pictures=3)
+    human, gpt = sample["conversations"]
+    assert sample["image"] == "00000001.jpg"
+    assert human["from"] == "human" and human["value"].startswith("<image>\n")
+    assert gpt["from"] == "gpt" and Scene.from_seed(TRAIN[1]).things[0].name in gpt["value"]
+
+
+def test_stage2_alternates_between_many_turns_and_one():
+    samples = [stage2_sample(number, pictures=50) for number in range(50)]
+    turns = [len(sample["conversations"]) // 2 for sample in samples]
+    assert set(turns[1::2]) == {1}
+    assert all(TURNS - 3 <= count <= TURNS for count in turns[::2])
+    for sample in samples:
+        placeholders = ["<image>" in turn["value"] for turn in sample["conversations"]]
+        assert placeholders[0] and not any(placeholders[1:])
+
+
+def test_a_picture_returns_with_other_questions_and_the_other_form():
+    first, second = stage2_sample(1, pictures=10), stage2_sample(11, pictures=10)
+    assert first["image"] == second["image"]
+    assert len(first["conversations"]) != len(second["conversations"])
+    assert first["id"] != second["id"]
+
+
+def test_file_is_llavas_list(tmp_path):
+    path = tmp_path / "stage1.json"
+    write_json((stage1_sample(number, 4) for number in range(4)), path)
+    assert [sample["id"] for sample in json.loads(path.read_text())] == [f"shapes-{n}" for n in range(4)]
+    assert [file.name for file in tmp_path.iterdir()] == ["stage1.json"]
