@@ -67,7 +67,10 @@ def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
         write_json((stage1_sample(n, preset.pictures) for n in range(preset.stage1_samples)), captions)
 
     def write_questions() -> None:
-        write_json((stage2_sample(n, preset.pictures) for n in range(preset.stage2_samples)), questions)
+        write_json(
+            (stage2_sample(n, preset.pictures, preset.stage2_batch) for n in range(preset.stage2_samples)),
+            questions,
+        )
 
     return [
         Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, preset.pictures)),
@@ -76,7 +79,7 @@ def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
         Step("captions", captions, write_captions),
         Step("questions", questions, write_questions),
         Step("stage 1", stage1, lambda: run_stage1(work, stage1)),
-        Step("stage 2", stage2, lambda: run_stage2(work, projector, stage2)),
+        Step("stage 2", stage2, lambda: run_stage2(work, projector, preset.stage2_batch, stage2)),
         Step("checkpoints", None, lambda: ship(clip, stage2, output)),
     ]
 

@@ -21,15 +21,17 @@ def stage1_sample(number: int, pictures: int) -> dict[str, Any]:
     return _sample(number, seed, [question])
 
 
-def stage2_sample(number: int, pictures: int) -> dict[str, Any]:
+def stage2_sample(number: int, pictures: int, batch: int) -> dict[str, Any]:
     """Ten questions about a picture, or only one.
 
-    Every other sample is single, because the turns of one sequence leak into each other.
+    Two batches in three hold single questions, because the turns of one sequence leak into each other. Long
+    and short samples do not share a batch, in which the short ones would be padded; so the order of the file
+    must be kept.
     """
     seed = TRAIN[number % pictures]
     scene = Scene.from_seed(seed)
     rng = stream(seed + number // pictures * ROUND, "words")
-    single = (number + number // pictures) % 2 == 1
+    single = number // batch % 3 > 0
     questions = ask_several(scene, rng, 1 if single else TURNS)
     if rng.random() < (0.06 if single else 0.3):
         questions[-1] = ask_description(scene, rng)

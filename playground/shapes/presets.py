@@ -19,6 +19,7 @@ class Preset:
         school_batch: Written scenes per step.
         stage1_samples: Pictures with a caption, for the projector alone.
         stage2_samples: Conversations about a picture, for the whole model.
+        stage2_batch: Of these per step.
         held_out: Single questions about held-out pictures that measuring asks.
     """
 
@@ -33,6 +34,7 @@ class Preset:
     school_batch: int
     stage1_samples: int
     stage2_samples: int
+    stage2_batch: int
     held_out: int
 
 
@@ -48,7 +50,8 @@ PRESETS = {
         school_steps=2000,
         school_batch=24,
         stage1_samples=4_000,
-        stage2_samples=20_000,
+        stage2_samples=28_800,
+        stage2_batch=32,
         held_out=2_400,
     ),
     "smoke": Preset(
@@ -63,6 +66,7 @@ PRESETS = {
         school_batch=4,
         stage1_samples=32,
         stage2_samples=48,
+        stage2_batch=8,
         held_out=12,
     ),
 }

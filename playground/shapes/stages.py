@@ -48,20 +48,22 @@ def run_stage1(work: Path, output: Path) -> None:
     _train(work, output, own)
 
 
-def run_stage2(work: Path, projector: Path, output: Path) -> None:
+def run_stage2(work: Path, projector: Path, batch: int, output: Path) -> None:
     """Train projector and language model on questions.
 
     Args:
         work: The build's folder, with ``llama``, ``clip-shapes``, ``pictures`` and ``stage2.json``.
         projector: What stage 1 wrote.
+        batch: Samples per step.
         output: Receives the checkpoint; exists afterwards only if complete.
     """
     own = {
         "version": "v1",
         "data_path": work / "stage2.json",
         "pretrain_mm_mlp_adapter": projector,
-        "per_device_train_batch_size": 16,
-        "group_by_modality_length": True,
+        "per_device_train_batch_size": batch,
+        # The file's own order: its batches hold samples of one length.
+        "train_sampling_strategy": "sequential",
         "learning_rate": 1e-3,
         "save_steps": 200,
     }

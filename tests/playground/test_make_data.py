@@ -12,20 +12,20 @@ def test_stage1_is_a_request_and_a_description():
     assert gpt["from"] == "gpt" and Scene.from_seed(TRAIN[1]).things[0].name in gpt["value"]
 
 
-def test_stage2_alternates_between_many_turns_and_one():
-    samples = [stage2_sample(number, pictures=50) for number in range(50)]
+def test_stage2_has_one_batch_of_many_turns_and_two_of_one():
+    samples = [stage2_sample(number, pictures=60, batch=10) for number in range(60)]
     turns = [len(sample["conversations"]) // 2 for sample in samples]
-    assert set(turns[1::2]) == {1}
-    assert all(TURNS - 3 <= count <= TURNS for count in turns[::2])
+    assert set(turns[10:30] + turns[40:]) == {1}
+    assert all(TURNS - 3 <= count <= TURNS for count in turns[:10] + turns[30:40])
     for sample in samples:
         placeholders = ["<image>" in turn["value"] for turn in sample["conversations"]]
         assert placeholders[0] and not any(placeholders[1:])
 
 
-def test_a_picture_returns_with_other_questions_and_the_other_form():
-    first, second = stage2_sample(1, pictures=10), stage2_sample(11, pictures=10)
+def test_a_picture_returns_with_other_questions():
+    first, second = (stage2_sample(number, pictures=10, batch=100) for number in (1, 11))
     assert first["image"] == second["image"]
-    assert len(first["conversations"]) != len(second["conversations"])
+    assert first["conversations"] != second["conversations"]
     assert first["id"] != second["id"]
 
 

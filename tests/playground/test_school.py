@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -50,9 +49,8 @@ def test_only_the_answer_and_its_end_are_learned(tokenizer, conversation):
         learned = [label for label in lesson.labels if label != IGNORE_INDEX]
         assert tokenizer.decode(learned).strip() == f"{answer}</s>"
         assert len(lesson.words) == len(lesson.labels) == len(lesson.overprint)
-        assert all(
-            label in (IGNORE_INDEX, word) for label, word in zip(lesson.labels, lesson.words, strict=True)
-        )
+        pairs = zip(lesson.labels, lesson.words, strict=True)
+        assert all(label in (IGNORE_INDEX, word) for label, word in pairs)
 
 
 def test_overprint_puts_both_words_of_a_patch_at_one_position(tokenizer, conversation):
@@ -84,13 +82,9 @@ def test_kept_patches_are_mostly_the_named_ones():
 
 
 def test_padding_is_masked_and_not_learned(tokenizer):
-    lessons = [
-        make_lesson(seed, form, tokenizer) for seed, form in ((1, "single"), (2, "turns"), (3, "caption"))
-    ]
+    lessons = [make_lesson(seed, form, tokenizer) for seed, form in enumerate(("single", "turns", "caption"))]
     words, overprint, labels, mask = collate(lessons, torch.device("cpu"))
     lengths = [len(lesson.words) for lesson in lessons]
     assert mask.sum(1).tolist() == lengths
     assert words.shape == overprint.shape == labels.shape == (3, max(lengths))
-    assert (labels[mask == 0] == IGNORE_INDEX).all() and np.all(
-        [(row != IGNORE_INDEX).any() for row in labels]
-    )
+    assert (labels[mask == 0] == IGNORE_INDEX).all() and (labels != IGNORE_INDEX).any(1).all()

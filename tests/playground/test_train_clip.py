@@ -28,7 +28,7 @@ def test_naming_wants_low_products_on_named_patches():
     opposing = torch.tensor([[[-4.0, 0.0], [4.0, 0.0], [4.0, 0.0]]])
     good, even = naming_loss(opposing, questions, share)
     bad, _ = naming_loss(-opposing, questions, share)
-    assert good < 0.05 < 4 < bad
+    assert good < 0.05 and bad > 4
     assert even == 0
 
 
@@ -43,7 +43,7 @@ def test_attributes_want_the_lowest_product_for_the_right_text():
     label = torch.tensor([[1, -100]])
     right = attribute_loss(torch.tensor([[[4.0, -4.0, 4.0], [9.0, 9.0, 9.0]]]), texts, label)
     wrong = attribute_loss(torch.tensor([[[4.0, 4.0, -4.0], [9.0, 9.0, 9.0]]]), texts, label)
-    assert right < 0.01 < 7 < wrong
+    assert right < 0.01 and wrong > 7
 
 
 def test_contrast_is_least_for_matching_pairs():
@@ -55,10 +55,8 @@ def test_contrast_is_least_for_matching_pairs():
 def test_tokenizer_knows_clips_frame_and_every_byte(tokenizer):
     ids = tokenizer("What color is the star?")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id == len(tokenizer) - 1
-    assert (
-        tokenizer.decode(tokenizer("Zürich 你好")["input_ids"], skip_special_tokens=True).strip()
-        == "zürich 你好"
-    )
+    strange = tokenizer.decode(tokenizer("Zürich 你好")["input_ids"], skip_special_tokens=True)
+    assert strange.strip() == "zürich 你好"
     assert len(ids) <= 9
 
 
