@@ -6,9 +6,9 @@ from PIL import Image, ImageDraw
 
 # Shapes: H x W pixels of the picture, R x C patches of the grid over its square.
 
-VEIL = (255, 255, 255)
-VEIL_OPACITY = 0.75
-OUTLINE = (214, 39, 40)
+VEIL = (0, 0, 0)
+VEIL_OPACITY = 0.7
+OUTLINE = (255, 221, 51)
 
 
 def draw_kept(image: Image.Image, kept: ArrayLike, aspect: str | None = "pad") -> Image.Image:
