@@ -104,7 +104,9 @@ class TrainingArguments(transformers.TrainingArguments):
             # The old name, which LLaVA's scripts use, would print a warning.
             inherited.activation_checkpointing = inherited.gradient_checkpointing
             inherited.gradient_checkpointing = None
-        if not torch.cuda.is_available():
+        if not torch.accelerator.is_available():
+            # Said openly, because transformers refuses bf16 on a CPU that is merely all there is.
+            inherited.use_cpu = True
             inherited.dataloader_pin_memory = False
         super().__post_init__()
 

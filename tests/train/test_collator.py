@@ -1,0 +1,64 @@
+"""Batches: padding, cutting, and exactly the images that are shown."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.train.collator import DataCollatorForSupervisedDataset
+
+TOKENIZER = SimpleNamespace(model_max_length=6, pad_token_id=0)
+BLANK = torch.zeros(3, 4, 4)
+
+
+def sample(ids: list[int], image: float | None = None, text: object = None):
+    """A sample whose labels are its ids."""
+    result = {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
+    return result if image is None else {**result, "image": torch.full((3, 4, 4), image), "text": text}
+
+
+@pytest.fixture
+def collate():
+    return DataCollatorForSupervisedDataset(TOKENIZER, BLANK)
+
+
+def test_samples_are_padded_on_the_right(collate):
+    batch = collate([sample([1, IMAGE_TOKEN_INDEX, 5], 1.0, ["Q"]), sample([1, 0, 7, 8])])
+    assert batch["input_ids"].tolist() == [[1, IMAGE_TOKEN_INDEX, 5, 0], [1, 0, 7, 8]]
+    assert batch["labels"].tolist() == [[1, IMAGE_TOKEN_INDEX, 5, IGNORE_INDEX], [1, 0, 7, 8]]
+    # The second sample holds the pad id as a token of its own.
+    assert batch["attention_mask"].tolist() == [[True] * 3 + [False], [True] * 4]
+
+
+def test_only_shown_images_are_in_the_batch(collate):
+    batch = collate(
+        [
+            sample([1, 2]),
+            sample([1, IMAGE_TOKEN_INDEX], 1.0, ["first"]),
+            sample([1, 2, 3, 4, 5, 6, IMAGE_TOKEN_INDEX], 2.0, ["cut off"]),
+            sample([1, IMAGE_TOKEN_INDEX], 3.0, "second"),
+        ]
+    )
+    assert batch["images"].shape == (2, 3, 4, 4)
+    assert batch["images"][:, 0, 0, 0].tolist() == [1.0, 3.0]
+    assert batch["texts"] == [["first"], "second"]
+    assert batch["input_ids"].shape == (4, 6)
+
+
+def test_text_alone_brings_blank_images(collate):
+    batch = collate([sample([1, 2]), sample([1, 3])])
+    assert not torch.as_tensor(batch["images"]).any()
+    assert len(batch["images"]) == len(batch["texts"])
+
+
+def test_images_of_different_shapes_stay_a_list(collate):
+    small = sample([1, IMAGE_TOKEN_INDEX], 1.0, "a")
+    small["image"] = torch.zeros(3, 2, 2)
+    batch = collate([small, sample([1, IMAGE_TOKEN_INDEX], 1.0, "b")])
+    assert [image.shape[-1] for image in batch["images"]] == [2, 4]
+
+
+def test_a_language_model_gets_no_images():
+    batch = DataCollatorForSupervisedDataset(TOKENIZER)([sample([1, 2])])
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
