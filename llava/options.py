@@ -58,7 +58,6 @@ def load_assistant(options: Any) -> "Assistant":
     """
     from llava.assistant import Assistant
 
-    quiet_transformers()
     return Assistant.load(
         getattr(options, "model_path", None),
         model_base=getattr(options, "model_base", None),
@@ -70,11 +69,3 @@ def load_assistant(options: Any) -> "Assistant":
         load_8bit=getattr(options, "load_8bit", False),
         load_4bit=getattr(options, "load_4bit", False),
     )
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' progress bars and hints out of what a command prints."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
