@@ -9,7 +9,8 @@ loss on pooled features, the penultimate layer's patches, taken through ``post_l
 * *attributes*: among the texts of all colors, a patch of a red thing has its lowest dot product with the text
   of red; likewise shapes. That also makes the patches carry what the language model is to read.
 * *naming*: a question's dot product is low on the patches of the things it names and high on all others;
-* *evenness*: on those others it is about the same everywhere, for the interquartile rule is about outliers.
+* *evenness*: on those others it is about the same everywhere, be it background or a thing that is not named,
+  for the interquartile rule is about outliers.
 
 Most steps leave out most background patches, as in FLIP (arXiv:2212.00794), which trains about twice as fast;
 the last ones see whole pictures, as in use.
@@ -157,24 +158,28 @@ def attribute_loss(joint: Tensor, texts: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy((-joint @ texts.T).flatten(0, 1), label.flatten(), ignore_index=-100)
 
 
-def naming_loss(joint: Tensor, questions: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def naming_loss(joint: Tensor, questions: Tensor, share: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:
     """Make dot products low on the patches that a question names, and high and even on the others.
 
     Args:
         joint: Patches in the joint space, (B, N, E).
         questions: Questions in it, (B, Q, E).
         share: Share of each patch that named things cover, (B, Q, N).
+        ground: Which patches show background only, bool (B, N).
 
     Returns:
-        The classification loss, named and other patches weighing the same, and the variance of the others'
-        products.
+        The classification loss, named and other patches weighing the same, and the unevenness of the others:
+        the variance of the background's products, and how far things that are not named fall below their
+        mean.
     """
     products = torch.einsum("bne,bqe->bqn", joint, questions)
     named, other = (share > COVERED).float(), (share < FREE).float()
     classified = _weighted_mean(F.softplus(products), named) + _weighted_mean(F.softplus(-products), other)
-    count = other.sum(-1, keepdim=True).clamp(min=1)
-    mean = (products * other).sum(-1, keepdim=True) / count
-    return classified, _weighted_mean((products - mean).square(), other)
+    empty = ground.unsqueeze(1).float().expand_as(products)
+    mean = (products * empty).sum(-1, keepdim=True) / empty.sum(-1, keepdim=True).clamp(min=1)
+    shortfall = F.relu(mean - products).square()
+    variance = _weighted_mean((products - mean).square(), empty)
+    return classified, variance + _weighted_mean(shortfall, other * (1 - empty))
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -211,7 +216,8 @@ class ClipSchool:
         size = len(batch.scenes)
         asked, told, colors, shapes = encoded.split([size * QUESTIONS, size, len(COLORS), len(SHAPES)])
         share = _named_share(batch.coverage, questions)  # (B, Q, N')
-        naming, unevenness = naming_loss(joint, asked.unflatten(0, (size, QUESTIONS)), share)
+        ground = batch.coverage.amax(1) < FREE
+        naming, unevenness = naming_loss(joint, asked.unflatten(0, (size, QUESTIONS)), share, ground)
         color = attribute_loss(joint, colors, _labels(batch, [*COLORS], "color"))
         shape = attribute_loss(joint, shapes, _labels(batch, [*SHAPES], "shape"))
         contrast = contrastive_loss(pooled, told, self.model.logit_scale)

@@ -22,20 +22,33 @@ def tokenizer(tmp_path_factory):
     return train_clip_tokenizer(world_texts(30), 150, tmp_path_factory.mktemp("clip"))
 
 
+QUESTION = torch.ones(1, 1, 1)
+FIRST_NAMED = torch.tensor([[[1.0, 0.0, 0.0]]])
+
+
+def _products(*values):
+    return torch.tensor(values).view(1, -1, 1)
+
+
 def test_naming_wants_low_products_on_named_patches():
-    questions = torch.tensor([[[1.0, 0.0]]])
-    share = torch.tensor([[[0.9, 0.0, 0.0]]])
-    opposing = torch.tensor([[[-4.0, 0.0], [4.0, 0.0], [4.0, 0.0]]])
-    good, even = naming_loss(opposing, questions, share)
-    bad, _ = naming_loss(-opposing, questions, share)
+    ground = torch.tensor([[False, True, True]])
+    good, even = naming_loss(_products(-4.0, 4.0, 4.0), QUESTION, FIRST_NAMED, ground)
+    bad, _ = naming_loss(_products(4.0, -4.0, -4.0), QUESTION, FIRST_NAMED, ground)
     assert good < 0.05 and bad > 4
     assert even == 0
 
 
-def test_unevenness_is_the_variance_among_the_other_patches():
-    patches = torch.tensor([[[-9.0], [1.0], [3.0]]])
-    _, uneven = naming_loss(patches, torch.ones(1, 1, 1), torch.tensor([[[1.0, 0.0, 0.0]]]))
+def test_background_is_uneven_by_its_variance():
+    ground = torch.tensor([[False, True, True]])
+    _, uneven = naming_loss(_products(-9.0, 1.0, 3.0), QUESTION, FIRST_NAMED, ground)
     assert uneven == 1
+
+
+def test_things_that_are_not_named_must_not_fall_below_the_background():
+    ground = torch.tensor([[False, True, False]])
+    _, below = naming_loss(_products(-9.0, 5.0, 2.0), QUESTION, FIRST_NAMED, ground)
+    _, above = naming_loss(_products(-9.0, 5.0, 8.0), QUESTION, FIRST_NAMED, ground)
+    assert below == 9 and above == 0
 
 
 def test_attributes_want_the_lowest_product_for_the_right_text():
