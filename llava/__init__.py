@@ -1,4 +1,4 @@
-"""LLaVA-1.5 with TRIM: a vision-language model that reads only the part of the picture the question is about."""
+"""LLaVA-1.5 with TRIM: a vision-language model that reads only what the question is about."""
 
 from __future__ import annotations
 

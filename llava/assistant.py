@@ -444,6 +444,7 @@ class Chat:
     Attributes:
         answers: All so far.
         token_reduction: Setting for the next turns; None for the model's.
+        prompt: The last turn's, as the model reads it.
     """
 
     def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...]) -> None:
@@ -453,6 +454,12 @@ class Chat:
         self._images = images
         self._seen: tuple[SeenImage, ...] | None = None
         self._conversation = assistant.template.copy()
+        self.prompt = ""
+
+    @property
+    def roles(self) -> tuple[str, str]:
+        """What the template calls the user and the model."""
+        return self._conversation.roles
 
     def ask(self, text: str, options: Generation | None = None) -> Answer:
         """Answer the next question.
@@ -477,6 +484,7 @@ class Chat:
         if self._seen is None:
             self._seen = tuple(assistant.see(self._images))
         turn = assistant.turn(self._conversation, message, self._seen, reducer)
+        self.prompt = turn.prompt
         running = assistant.run([turn], options or Generation(), watch.lap())
         answer = yield from _pieces_of_one(running)
         self._conversation.append_message(self._conversation.roles[0], message)

@@ -76,7 +76,7 @@ class TransformersEngine:
     def _beam_search(
         self, embeddings: Tensor, mask: Tensor, options: Generation
     ) -> Iterator[list[int | None]]:
-        """Search with beams over (B, L, H) prompts; nothing is known before the end: all steps come at once."""
+        """Search with beams over (B, L, H) prompts; nothing is certain before the end of the search."""
         sampling = options.temperature > 0
         ids = self.model.generate(
             inputs_embeds=embeddings,

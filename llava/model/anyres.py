@@ -58,7 +58,7 @@ def arrange_crops(
 
 
 def cut_padding(picture: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Cut a padded grid of tokens (rows, columns, H) to the proportions of the original, width and height in pixels."""
+    """Cut a padded grid of tokens (rows, columns, H) to the original's proportions, width by height."""
     rows, columns = picture.shape[:2]
     width, height = image_size
     if width / height > columns / rows:

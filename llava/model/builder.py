@@ -22,7 +22,7 @@ from llava.model.loading import (
 logger = logging.getLogger(__name__)
 
 
-def load_pretrained_model(  # noqa: PLR0913 - LLaVA's signature
+def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
     model_path: str,
     model_base: str | None,
     model_name: str,
@@ -79,7 +79,7 @@ def load_pretrained_model(  # noqa: PLR0913 - LLaVA's signature
     return loaded.tokenizer, loaded.model, loaded.image_processor, loaded.context_length
 
 
-def choose_placement(
+def choose_placement(  # noqa: PLR0913 - one argument per choice of a command line
     device: str | None,
     dtype: str | torch.dtype | None,
     *,

@@ -1,4 +1,4 @@
-"""Finding and reading weight files: safetensors first, otherwise tensor-only pickles, always without running code (D11)."""
+"""Finding and reading weight files: safetensors first, otherwise pickles of nothing but tensors (D11)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What makes a language model a LLaVA: a vision tower and a projector beside it, and their tokens spliced
-into its prompt.
+"""What makes a language model a LLaVA: a vision tower and a projector, and their tokens in its prompt.
 
 Shapes: B samples, L ids per sample, I images over the batch, N patches, D tower width, H width of the
 language model.
@@ -30,17 +29,20 @@ from llava.errors import UserError
 from llava.model.anyres import arrange_crops
 from llava.model.checkpoint_files import read_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, Question
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens, parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import (
+    Question,
     SplicedBatch,
     drop_padding,
     expand_labels,
     expand_placeholders,
     fill_placeholders,
     images_per_sample,
+    match_questions,
     pad,
+    questions_of_samples,
 )
 
 logger = logging.getLogger(__name__)
@@ -136,7 +138,8 @@ class LlavaMetaForCausalLM(ABC):
 
     config: Any
     tokenizer: PreTrainedTokenizerBase | None = None
-    """Reads the question back from ``input_ids`` for callers that pass no ``texts``; set by whoever loads the model."""
+    """Reads the question from ``input_ids`` for callers that pass no ``texts``; set when loaded."""
+    _warned_of_cut = False
 
     @abstractmethod
     def get_model(self) -> Any:
@@ -162,7 +165,7 @@ class LlavaMetaForCausalLM(ABC):
         return self.project(tower(images, texts))
 
     def project(self, tokens: VisualTokens) -> VisualTokens:
-        """Map packed tokens of the tower, (sum(counts), D), to the language model's width, (sum(counts), H)."""
+        """Map packed tokens (sum(counts), D) to the language model's width, (sum(counts), H)."""
         projector = self.get_model().mm_projector
         placed = next(projector.parameters(), tokens.packed)
         packed = projector(tokens.packed.to(device=placed.device, dtype=placed.dtype))
@@ -171,7 +174,7 @@ class LlavaMetaForCausalLM(ABC):
     def _tokens_per_image(
         self, images: Images, image_sizes: Sequence[tuple[int, int]] | None, texts: list[Question] | None
     ) -> list[Tensor]:
-        """Return the projected tokens of every image, one (n_i, H) each, its crops merged into one stretch."""
+        """Return the projected tokens of every image, one (n_i, H) each with its crops merged."""
         if isinstance(images, Tensor) and images.ndim == 4:
             return list(self.encode_images(images, texts).split())
         crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
@@ -198,7 +201,7 @@ class LlavaMetaForCausalLM(ABC):
             crops, tower.num_patches_per_side, image_size, newline, self.config, tower.config
         )
 
-    def prepare_inputs_labels_for_multimodal(
+    def prepare_inputs_labels_for_multimodal(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         self,
         input_ids: Tensor,
         position_ids: Tensor | None,
@@ -244,7 +247,7 @@ class LlavaMetaForCausalLM(ABC):
         spliced_labels = None if labels is None else batch.labels
         return None, batch.position_ids, mask, past_key_values, batch.embeddings, spliced_labels
 
-    def splice(
+    def splice(  # noqa: PLR0913 - that of `prepare_inputs_labels_for_multimodal`
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
@@ -255,8 +258,9 @@ class LlavaMetaForCausalLM(ABC):
         texts: Sequence[Question] | str | None = None,
         side: str = "right",
     ) -> SplicedBatch:
-        """Embed a padded batch of prompts with their images' tokens; see
-        `prepare_inputs_labels_for_multimodal`.
+        """Embed a padded batch of prompts with their images' tokens in place.
+
+        Arguments are those of `prepare_inputs_labels_for_multimodal`.
 
         Args:
             input_ids: (B, L).
@@ -304,7 +308,7 @@ class LlavaMetaForCausalLM(ABC):
         ids = expand_placeholders(ids, [len(image) for image in images] if is_shown else [])
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         if limit is not None and len(ids) > limit:
-            logger.warning("a prompt of %d tokens is cut at tokenizer_model_max_length, %d", len(ids), limit)
+            self._warn_of_cut(len(ids), limit)
             ids = ids[:limit]
         embed_tokens = self.get_model().embed_tokens
         embeddings = embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
@@ -313,6 +317,13 @@ class LlavaMetaForCausalLM(ABC):
         return fill_placeholders(
             ids, embeddings, torch.cat([image.to(embeddings.device) for image in images])
         )
+
+    def _warn_of_cut(self, length: int, limit: int) -> None:
+        if not self._warned_of_cut:
+            self._warned_of_cut = True
+            logger.warning(
+                "a prompt of %d tokens is cut at tokenizer_model_max_length, %d (said once)", length, limit
+            )
 
     def _padding_side(self) -> str:
         return getattr(self.config, "tokenizer_padding_side", None) or "right"
@@ -325,31 +336,18 @@ class LlavaMetaForCausalLM(ABC):
         images: int,
         all_turns: bool,
     ) -> list[Question] | None:
-        """Match the caller's texts with the images, or read the questions from the prompts' ids, (L,) each."""
+        """Match the caller's texts with the images, or read questions from the prompts' ids, (L,) each."""
         tower = self.get_vision_tower()
         if tower is None or not tower.token_reduction.needs_question:
             return None
-        if texts is None and self.tokenizer is None:
+        if texts is not None:
+            return match_questions(texts, shown, images)
+        if self.tokenizer is None:
             return None
-        if isinstance(texts, str):
-            return [texts] * images
-        if texts is not None and len(texts) == images:
-            return list(texts)
-        if texts is None:
-            texts = [self.question_in_ids(row, all_turns) for row in rows]
-        if len(texts) != len(rows):
-            raise UserError(
-                f"{len(texts)} texts for {images} images in {len(rows)} prompts; give one per image"
-            )
-        # An image that no placeholder shows is never read; it only needs some text.
-        questions: list[Question] = [""] * images
-        for text, own in zip(texts, shown, strict=True):
-            for image in own:
-                questions[image] = text
-        return questions
+        return questions_of_samples([self.question_in_ids(row, all_turns) for row in rows], shown, images)
 
     def question_in_ids(self, ids: Tensor, all_turns: bool = False) -> Question:
-        """Read from a prompt's ids (L,) what the user asked last, or in every turn as training scores them."""
+        """Read from a prompt's ids (L,) what the user asked last, or, as training does, in every turn."""
         assert self.tokenizer is not None
         stretches, start = [], 0
         for end in [*(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]:
@@ -400,8 +398,7 @@ class LlavaMetaForCausalLM(ABC):
 
 
 def _load_new_rows(embeddings: Tensor, path: Path, rows: int) -> None:
-    """Copy the rows of the start and end tokens from a projector file that brings all embeddings or just
-    these.
+    """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:
         embeddings: The model's input embeddings, (V, H), changed in place.

@@ -1,5 +1,4 @@
-"""From a folder to a model: what a checkpoint is comes from its files and its config, never from its name
-(D9).
+"""From a folder to a model: what a checkpoint is comes from its files and its config, not its name (D9).
 
 Device, types, attention and quantization are decided here once, for every caller.
 """
@@ -184,8 +183,8 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
     if (folder / "mm_projector.bin").is_file():
         return CheckpointKind.PROJECTOR
     raise MissingFileError(
-        f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), mm_projector.bin, "
-        "or a LoRA adapter (adapter_config.json)"
+        f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
+        "mm_projector.bin, or a LoRA adapter (adapter_config.json)"
     )
 
 
@@ -217,7 +216,7 @@ def load_checkpoint(
     if kind is CheckpointKind.FULL and model_base is not None:
         logger.warning("%s is a whole model; --model-base %s is not used", model_path, model_base)
     tokenizer = load_tokenizer(source)
-    model = _load_language_model(source, config, placement)
+    model = load_language_model(source, config, placement)
     if kind is CheckpointKind.PROJECTOR:
         load_projector(model.get_model().mm_projector, folder / "mm_projector.bin")
     if kind is CheckpointKind.LORA:
@@ -258,8 +257,8 @@ def read_llava_config(
         )
     if "text_config" in values:
         raise UserError(
-            f"{folder} is in transformers' own LLaVA format (text_config in config.json); use the original checkpoint, "
-            "for example liuhaotian/llava-v1.5-7b"
+            f"{folder} is in transformers' own LLaVA format (text_config in config.json); use the original "
+            "checkpoint, for example liuhaotian/llava-v1.5-7b"
         )
     config = LlavaConfig.from_dict(values)
     if vision_tower is not None:
@@ -305,7 +304,7 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load_language_model(source: Path, config: LlavaConfig, placement: Placement) -> LlavaLlamaForCausalLM:
+def load_language_model(source: Path, config: LlavaConfig, placement: Placement) -> LlavaLlamaForCausalLM:
     """Load the weights of a folder into a LLaVA model; only the projector may be missing, in a base model.
 
     Raises:
@@ -394,3 +393,4 @@ def _load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
     own = tower.state_dict()
     trained = {name.removeprefix(prefix): tensor for name, tensor in iterate_weights(folder, (prefix,))}
     tower.load_state_dict({name: tensor for name, tensor in trained.items() if name in own}, strict=False)
+    tower.forget_texts()

@@ -1,8 +1,7 @@
 """Putting visual tokens where the prompt says ``<image>``: pure functions on ids and embeddings.
 
 Shapes: B samples, L_i ids of sample i, T_i its length once every placeholder has become its image's visual
-tokens,
-H width of the language model.
+tokens, H width of the language model.
 """
 
 from __future__ import annotations
@@ -15,6 +14,9 @@ from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+
+# What CLIP sees of one image's question: one text, or several (the human turns of a training sample).
+Question = str | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
     """Say which images belong to which sample, in the order of their placeholders.
 
     Either every image has its placeholder, or, as LLaVA's training data has it, every sample without a
-    placeholder brings
-    an image of its own that is not shown.
+    placeholder brings an image of its own that is not shown. Where there is no placeholder at all, no image
+    is shown.
 
     Args:
         ids: One (L_i,) tensor per sample.
@@ -61,6 +63,8 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
     placeholders = [int((row == IMAGE_TOKEN_INDEX).sum()) for row in ids]
     total = sum(placeholders)
     with_dummies = sum(max(count, 1) for count in placeholders)
+    if total == 0:
+        return [range(0)] * len(placeholders)
     if images not in (total, with_dummies):
         raise UserError(f"{total} <image> placeholders in the prompt, {images} images given")
     start, owned = 0, []
@@ -68,6 +72,38 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
         owned.append(range(start, start + count))
         start += count if images == total else max(count, 1)
     return owned
+
+
+def match_questions(texts: Sequence[Question] | str, shown: Sequence[range], images: int) -> list[Question]:
+    """Match texts with images: one for all, one per image, or one per sample.
+
+    Args:
+        texts: What the caller gave.
+        shown: Per sample the indices of its images.
+        images: How many there are.
+
+    Returns:
+        One per image.
+
+    Raises:
+        UserError: If their number is none of these.
+    """
+    if isinstance(texts, str):
+        return [texts] * images
+    if len(texts) == images:
+        return list(texts)
+    if len(texts) != len(shown):
+        raise UserError(f"{len(texts)} texts for {images} images in {len(shown)} prompts; give one per image")
+    return questions_of_samples(texts, shown, images)
+
+
+def questions_of_samples(texts: Sequence[Question], shown: Sequence[range], images: int) -> list[Question]:
+    """Give every image the question of the sample that shows it; one that none shows is never read."""
+    questions: list[Question] = [""] * images
+    for text, own in zip(texts, shown, strict=True):
+        for image in own:
+            questions[image] = text
+    return questions
 
 
 def expand_placeholders(ids: Tensor, counts: Sequence[int]) -> Tensor:
@@ -103,8 +139,7 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
         ids: Expanded ids, (T,).
         embeddings: Embeddings of the ids, anything at placeholders, (T, H).
         visual_tokens: Projected tokens of the sample's images, back to back. More rows than placeholders is
-            what a
-            truncated prompt leaves: the last rows are dropped with their placeholders. (at least the
+            what a truncated prompt leaves: the last rows are dropped with their placeholders. (at least the
             placeholders, H)
 
     Returns:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.multimodal_encoder.clip_encoder import Question
+from llava.model.splice import Question
 
 
 class LlavaConfig(LlamaConfig):
@@ -30,8 +30,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     """LLaVA-1.5 over Llama or Vicuna.
 
     Pixels go through CLIP, the token reducer and the projector; the tokens that come out stand in the prompt
-    where
-    ``<image>`` stood; from there on it is the language model.
+    where ``<image>`` stood; from there on it is the language model.
     """
 
     config_class = LlavaConfig
@@ -51,7 +50,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """Return the inner model."""
         return self.model
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,

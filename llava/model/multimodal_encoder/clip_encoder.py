@@ -1,5 +1,4 @@
-"""CLIP as the eye of the model: its vision half sees the picture, its text half tells the reducer what was
-asked.
+"""CLIP as the eye of the model: the vision half sees the picture, the text half hears what was asked.
 
 Shapes: B images, N patches per image, D tower width, E width of CLIP's joint space.
 """
@@ -35,23 +34,22 @@ from llava.model.multimodal_encoder.token_reduction import (
     VisualTokens,
     parse_reduction,
     patch_relevance,
+    patch_scores,
 )
+from llava.model.splice import Question
 
 logger = logging.getLogger(__name__)
 
 SELECT_FEATURES = ("patch", "cls_patch")
-
-# What CLIP sees of one image's question: one text, or several (the human turns of a training sample).
-Question = str | Sequence[str]
+REMEMBERED_TEXTS = 4096  # embeddings of the last distinct questions; at 768 floats each, 12 MiB
 
 
 class CLIPVisionTower(nn.Module):
     """CLIP's vision half, cut at the selected layer, with the token reducer behind it.
 
     CLIP is held once: its two halves are submodules under the names that published checkpoints use, the
-    layers above
-    the selected one are never built, and the text half is loaded only while the reducer asks for it. All of
-    it is frozen.
+    layers above the selected one are never built, and the text half is loaded only while the reducer asks for
+    it. All of it is frozen.
 
     Attributes:
         vision_tower_name: Hub id or folder of a whole CLIP checkpoint.
@@ -86,6 +84,7 @@ class CLIPVisionTower(nn.Module):
             )
         self.token_reduction: Reducer = parse_reduction(getattr(args, "mm_vision_token_reduce_func", None))
         self.is_loaded = False
+        self._text_embeddings: dict[str, Tensor] = {}
         self._warned_of_long_question = False
         if not delay_load:
             self.load_model()
@@ -134,8 +133,9 @@ class CLIPVisionTower(nn.Module):
             return resolve_folder(self.vision_tower_name, beside)
         except MissingFileError as error:
             raise MissingFileError(
-                f"the checkpoint's CLIP (mm_vision_tower) was not found: {error}; name a folder or hub id that holds it "
-                "with --vision-tower (vision_tower= in Python), for LLaVA-1.5 openai/clip-vit-large-patch14-336"
+                f"the checkpoint's CLIP (mm_vision_tower) was not found: {error}; name a folder or hub id "
+                "that holds it with --vision-tower (vision_tower= in Python); LLaVA-1.5 uses "
+                "openai/clip-vit-large-patch14-336"
             ) from None
 
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
@@ -167,8 +167,7 @@ class CLIPVisionTower(nn.Module):
         Args:
             images: Pixels in any float type, (B, 3, H, W).
             texts: The question of each image; one for all of them may be given alone. Several texts for one
-                image count
-                by the average of their dot products.
+                image count by the average of their dot products.
 
         Returns:
             Visual tokens in the tower's width and type.
@@ -194,7 +193,7 @@ class CLIPVisionTower(nn.Module):
         texts: Sequence[Question] | str | None,
         reducer: Reducer | None = None,
     ) -> VisualTokens:
-        """Reduce (B, N, D) patches of (B, 3, H, W) images by the reducer in force, or by another one for this call."""
+        """Reduce (B, N, D) patches of (B, 3, H, W) images by the reducer in force or, once, by another."""
         if reducer is None:
             reducer = self.token_reduction
         relevance = partial(self._relevance, patches, texts)
@@ -206,33 +205,17 @@ class CLIPVisionTower(nn.Module):
         return patch_relevance(self.score_patches(patches, questions))
 
     def score_patches(self, patches: Tensor, questions: Tensor) -> Tensor:
-        """Dot products of projected patches with projected questions, in float32 whatever the tower's type.
-
-        Projecting a patch and multiplying it with the question is the same as multiplying it with the
-        question projected
-        *back* to the tower's width, which costs N times D instead of N times D times E products.
-
-        Args:
-            patches: Patch features of the tower, (B, N, D).
-            questions: Projected questions, (B, E).
-
-        Returns:
-            Scores, (B, N).
-        """
+        """Score patches (B, N, D) against projected questions (B, E), (B, N); see `patch_scores`."""
         norm = self.vision_tower.vision_model.post_layernorm
-        normed = F.layer_norm(
-            patches.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-        )
-        projection = self.vision_tower.visual_projection.weight.float()  # (E, D)
-        # Row by row and by sums along rows: no matrix product whose rounding depends on the size of the
-        # batch.
-        directions = torch.stack([question.float() @ projection for question in questions])  # (B, D)
-        return (normed * directions.unsqueeze(1)).sum(dim=-1)
+        weight, bias = norm.weight.float(), norm.bias.float()
+        normed = F.layer_norm(patches.float(), norm.normalized_shape, weight, bias, norm.eps)
+        # Training under autocast must not round what decides which patches stay.
+        with torch.autocast(patches.device.type, enabled=False):
+            return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
 
     @torch.no_grad()
     def encode_questions(self, questions: Sequence[Question]) -> Tensor:
-        """Project questions into CLIP's joint space, (B, E): per image its text's embedding, or the mean of
-        its texts'.
+        """Project questions into CLIP's joint space, (B, E): per image its text, or the mean of its texts.
 
         Every distinct text is encoded by itself and without padding, so that no answer depends on its
         neighbors.
@@ -241,10 +224,18 @@ class CLIPVisionTower(nn.Module):
         if not all(per_image):
             raise UserError("an image has an empty list of questions; give at least one text per image")
         distinct = dict.fromkeys(text for texts in per_image for text in texts)
-        embeddings = {text: self._encode_text(text) for text in distinct}
+        embeddings = {text: self._embed_text(text) for text in distinct}
         return torch.stack(
             [torch.stack([embeddings[text] for text in texts]).mean(dim=0) for texts in per_image]
         )
+
+    def _embed_text(self, text: str) -> Tensor:
+        """Look up or encode one text, (E,): a frozen text tower says the same whenever it is asked."""
+        if text not in self._text_embeddings:
+            if len(self._text_embeddings) >= REMEMBERED_TEXTS:
+                self._text_embeddings.pop(next(iter(self._text_embeddings)))
+            self._text_embeddings[text] = self._encode_text(text)
+        return self._text_embeddings[text]
 
     def _encode_text(self, text: str) -> Tensor:
         """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
@@ -267,6 +258,15 @@ class CLIPVisionTower(nn.Module):
                 length,
                 limit,
             )
+
+    def forget_texts(self) -> None:
+        """Forget the embeddings of questions, because the weights that made them have changed."""
+        self._text_embeddings.clear()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> CLIPVisionTower:
+        """Move or convert the weights, as ``.to()`` does."""
+        self.forget_texts()
+        return super()._apply(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -326,8 +326,7 @@ def _one_question_per_image(texts: Sequence[Question] | str | None, images: int)
 
 
 def _layers_to_run(select_layer: int, layers: int) -> int:
-    """Return how many encoder layers lead to ``hidden_states[select_layer]``, of which there are ``layers +
-    1``.
+    """Return how many of the encoder's layers lead to its ``hidden_states[select_layer]``.
 
     Raises:
         UserError: If there is no such hidden state.
@@ -341,8 +340,7 @@ def _layers_to_run(select_layer: int, layers: int) -> int:
 
 
 def _read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
-    """Read the configs of CLIP's vision and text halves; the latter is None if the folder holds the vision
-    half only.
+    """Read the configs of CLIP's vision and text halves; None for a text half that the folder lacks.
 
     Raises:
         UserError: If the folder holds something else than CLIP.

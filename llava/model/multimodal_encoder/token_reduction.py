@@ -1,12 +1,11 @@
 """The reducers: which patches of a picture the language model gets to read.
 
-TRIM (arXiv:2409.10994), in the order of its paper: the relevance of every patch to the question
-(`patch_relevance`), the
-interquartile rule that decides how many stay (`keep_outliers`), and the mean of the others as one more token
-(`merge_dropped`).
-Nothing here knows CLIP: `clip_encoder.py` supplies patches and relevance.
+TRIM (arXiv:2409.10994), in the order of its paper: the similarity of every patch to the question
+(`patch_scores`, `patch_relevance`), the interquartile rule that decides how many stay (`keep_outliers`), and
+the mean of the others as one more token (`merge_dropped`). Nothing here knows CLIP: `clip_encoder.py`
+supplies patches, questions and the projection into their joint space.
 
-Shapes: B images, N patches per image, D tower width, n_i visual tokens of image i.
+Shapes: B images, N patches per image, D tower width, E joint CLIP width, n_i visual tokens of image i.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from torch.nn import functional as F
 from llava.errors import UserError
 
 ACCEPTED_FORMS = (
-    "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of patches, "
-    "'Random:' followed by the same, or 'Pool:k'"
+    "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of "
+    "patches, 'Random:' followed by the same, or 'Pool:k'"
 )
 
 
@@ -53,16 +52,34 @@ class VisualTokens:
         return self.packed.split(self.counts)
 
 
+def patch_scores(patches: Tensor, questions: Tensor, projection: Tensor) -> Tensor:
+    """Dot products of projected patches with projected questions: no cosine, no logit scale.
+
+    Projecting a patch and multiplying it with the question is the same as multiplying it with the question
+    projected *back* to the tower's width, which takes N * D instead of N * D * E products. Rows are summed
+    one by one, and no matrix product runs over the batch, so that rounding does not depend on an image's
+    neighbors.
+
+    Args:
+        patches: Patches behind CLIP's ``post_layernorm``, float32 (B, N, D).
+        questions: Pooled, projected questions, not normalized, float32 (B, E).
+        projection: Weight of CLIP's ``visual_projection``, float32 (E, D).
+
+    Returns:
+        Scores, (B, N).
+    """
+    directions = torch.stack([question @ projection for question in questions])  # (B, D)
+    return (patches * directions.unsqueeze(1)).sum(dim=-1)
+
+
 def patch_relevance(scores: Tensor) -> Tensor:
     """Turn patch-question dot products into a distribution over the patches of each image.
 
     Relevance *falls* with the dot product: patches of a contrastively trained ViT tend to oppose the text
-    they depict
-    (arXiv:2304.05653), and the released TRIM checkpoints learned this sign.
+    they depict (arXiv:2304.05653), and the released TRIM checkpoints learned this sign.
 
     Args:
-        scores: Plain dot products (no cosine, no logit scale) of projected patches with the projected
-            question, (B, N).
+        scores: From `patch_scores`, (B, N).
 
     Returns:
         Probabilities in float32, (B, N).
@@ -74,8 +91,7 @@ def keep_outliers(relevance: Tensor, iqr_factor: float = 1.5) -> Tensor:
     """Mark the patches above Q3 + 1.5 IQR of their own image: (B, N) -> bool (B, N).
 
     The quartiles are those of one image, never of the batch, so an answer does not depend on its neighbors.
-    Where no
-    patch is an outlier, the most relevant one stays.
+    Where no patch is an outlier, the most relevant one stays.
     """
     relevance = relevance.float()
     low, high = relevance.quantile(torch.tensor([0.25, 0.75], device=relevance.device), dim=-1)
@@ -84,7 +100,7 @@ def keep_outliers(relevance: Tensor, iqr_factor: float = 1.5) -> Tensor:
 
 
 def keep_top(relevance: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` most relevant patches of each image, the earlier one on a tie: (B, N) -> bool (B, N)."""
+    """Mark each image's ``count`` most relevant patches, the earlier on a tie: (B, N) -> bool (B, N)."""
     top = relevance.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return torch.zeros_like(relevance, dtype=torch.bool).scatter(-1, top, True)
 
@@ -115,8 +131,7 @@ class Budget:
 
     Attributes:
         keep: A share of the patches if at most 1, a number of patches if above; ``None`` (written ``-1``)
-            lets each image
-            decide by the interquartile rule of arXiv:2409.10994.
+            lets each image decide by the interquartile rule of arXiv:2409.10994.
     """
 
     keep: float | None
@@ -140,7 +155,7 @@ class Budget:
         return "-1" if self.keep is None else f"{self.keep:g}" if self.keep <= 1 else f"{int(self.keep)}"
 
     def count(self, patches: int) -> int:
-        """Return how many of ``patches`` a fixed budget keeps: ``int(N * ratio)`` or the number asked for, at least 1."""
+        """Return how many of N patches a fixed budget keeps: ``int(N * ratio)`` or its number, at least 1."""
         if self.keep is None:
             raise ValueError("an adaptive budget has no count before it has seen the picture")
         return max(1, int(patches * self.keep) if self.keep <= 1 else min(patches, int(self.keep)))
@@ -154,8 +169,7 @@ class ReducerInputs:
         patches: Patch features of the tower, (B, N, D).
         pixels: What the tower saw, (B, 3, H, W).
         relevance: Computes the relevance of each patch to the question, float32 (B, N), or raises `UserError`
-            if no
-            question was given; called only by reducers that ask for it.
+            if no question was given; called only by reducers that ask for it.
     """
 
     patches: Tensor
@@ -228,7 +242,7 @@ class Trim:
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """``Random:<budget>``: the floor for TRIM, with random patches in the same number and the same merged token."""
+    """``Random:<budget>``: the floor for TRIM, as many patches but random ones, and the same merged token."""
 
     budget: Budget
 
@@ -247,7 +261,7 @@ class Random:
         return f"Random:{self.budget}"
 
     def __call__(self, inputs: ReducerInputs) -> VisualTokens:
-        """Reduce (B, N, D) patches to a random choice, seeded by the pixels of each image, and the mean of the rest."""
+        """Reduce (B, N, D) patches to a choice seeded by each image's pixels, and the mean of the rest."""
         batch, patches, _ = inputs.patches.shape
         if self.budget.keep is None:
             counts = keep_outliers(inputs.relevance()).sum(dim=-1).tolist()
@@ -268,8 +282,7 @@ def _random_ranking(pixels: Tensor, patches: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """``Pool:<cells>``: averages over the nearest square grid of at most that many cells, blind to the
-    question.
+    """``Pool:<cells>``: averages over the nearest square grid of at most that many cells, question or not.
 
     Attributes:
         cells: The most tokens an image may cost.
@@ -291,7 +304,7 @@ class Pool:
         return f"Pool:{self.cells}"
 
     def __call__(self, inputs: ReducerInputs) -> VisualTokens:
-        """Reduce (B, N, D) patches to the cells of a square grid; a CLS token in front of the patches stays as it is."""
+        """Reduce (B, N, D) patches to the cells of a square grid; a CLS token in front of them stays."""
         patches = inputs.patches
         side = math.isqrt(patches.shape[1])
         leading = patches.shape[1] - side * side
@@ -308,8 +321,7 @@ REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Po
 
 
 def parse_reduction(text: str | None) -> Reducer:
-    """Read a value of ``mm_vision_token_reduce_func``, written the same in config.json, on a command line and
-    per request.
+    """Read a value of ``mm_vision_token_reduce_func``, from config.json, a command line or a request.
 
     Args:
         text: ``None`` or ``none`` for no reduction, otherwise ``<name>:<value>``.
