@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from llava.model.multimodal_encoder.token_reduction import keep_outliers, patch_relevance
+from playground.shapes.clip_losses import COVERED, FREE
+from playground.shapes.clip_model import encode_picture, encode_texts, normalize
 from playground.shapes.questions import Question, ask, ask_description, ask_several
-from playground.shapes.train_clip import COVERED, FREE, encode_picture, encode_texts, normalize
 from playground.shapes.world import COLORS, GRID, HELD_OUT, SHAPES, Scene, stream
 
 Asker = Callable[[Scene, np.random.Generator], list[Question]]

@@ -16,18 +16,17 @@ Most steps leave out most background patches, as in FLIP (arXiv:2212.00794), whi
 the last ones see whole pictures, as in use.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
-from playground.shapes.clip_tokenizer import CONTEXT, train_clip_tokenizer
+from playground.shapes.clip_losses import COVERED, FREE, attribute_loss, contrastive_loss, naming_loss
+from playground.shapes.clip_model import PREPROCESSOR, build_clip, encode_picture, encode_texts, normalize
+from playground.shapes.clip_tokenizer import train_clip_tokenizer
 from playground.shapes.loop import Report, fit, pick_device
 from playground.shapes.pictures import read_pictures
 from playground.shapes.presets import Preset
@@ -39,18 +38,12 @@ from playground.shapes.questions import (
     ask_several,
     describe,
 )
-from playground.shapes.world import COLORS, GRID, PATCH, SHAPES, SIZE, TRAIN, Scene, stream
+from playground.shapes.world import COLORS, GRID, SHAPES, TRAIN, Scene, stream
 
-# Shapes: B pictures, N patches of a picture, Q questions about each, T texts, D tower width, E joint width.
+# Shapes: B pictures, N patches of a picture, Q questions about each.
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-PROJECTION = 64
-HEAD = 32
 # Patches that a step sees when background is left out. A picture's things cover at most about 52.
 SEEN_PATCHES = 80
-# A patch belongs to a thing that covers this much of it; patches between the two bounds teach nothing.
-COVERED, FREE = 0.35, 0.08
 QUESTIONS = 2
 COLOR_TEXTS = ("something {}", "a {} object", "{}", "What shape is the {} object?")
 SHAPE_TEXTS = ("a {}", "the {}", "{}", "What color is the {}?")
@@ -71,119 +64,6 @@ class Batch:
     pixels: Tensor
     coverage: Tensor
     patches: Tensor
-
-
-def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A randomly initialized CLIP of the preset's size for 224-pixel pictures in patches of 14."""
-    width = preset.clip_width
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 128 if width > 128 else width,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": (128 if width > 128 else width) // HEAD,
-        "max_position_embeddings": CONTEXT,
-        "hidden_act": "gelu",
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "projection_dim": PROJECTION,
-    }
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": preset.clip_layers,
-        "num_attention_heads": width // HEAD,
-        "image_size": SIZE,
-        "patch_size": PATCH,
-        "hidden_act": "gelu",
-        "projection_dim": PROJECTION,
-    }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
-
-
-def normalize(pictures: NDArray[np.uint8]) -> Tensor:
-    """Turn pictures (B, 224, 224, 3) into pixels (B, 3, 224, 224), as the checkpoint's processor does."""
-    pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
-
-
-def encode_picture(model: CLIPModel, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the vision tower over some patches of each picture.
-
-    Args:
-        model: The whole CLIP.
-        pixels: Normalized pictures, (B, 3, 224, 224).
-        patches: Indices of the patches to see, (B, N').
-
-    Returns:
-        The patches of the penultimate layer in the joint space (B, N', E), and the pooled picture in it (B,
-        E).
-    """
-    tower = model.vision_model
-    hidden = tower.embeddings(pixels)  # (B, 1 + N, D)
-    chosen = patches.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    hidden = torch.cat([hidden[:, :1], hidden[:, 1:].gather(1, chosen)], dim=1)
-    hidden = tower.pre_layrnorm(hidden)
-    for layer in tower.encoder.layers[:-1]:
-        hidden = layer(hidden, attention_mask=None)
-    last = tower.encoder.layers[-1](hidden, attention_mask=None)
-    joint = model.visual_projection(tower.post_layernorm(hidden[:, 1:]))
-    return joint, model.visual_projection(tower.post_layernorm(last[:, 0]))
-
-
-def encode_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Pooled texts in the joint space, (T, E)."""
-    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt")
-    tokens = tokens.to(model.device)
-    pooled = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-    return model.text_projection(pooled)
-
-
-def contrastive_loss(pooled: Tensor, captions: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's own loss: each picture (B, E) finds its caption (B, E) among all, and the reverse."""
-    logits = scale.exp().clamp(max=100) * F.normalize(pooled, dim=-1) @ F.normalize(captions, dim=-1).T
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def attribute_loss(joint: Tensor, texts: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy of patches over attribute texts, lowest dot product first.
-
-    Args:
-        joint: Patches in the joint space, (B, N, E).
-        texts: One text per attribute, (T, E).
-        label: The attribute that each patch depicts, -100 where none or several, (B, N).
-    """
-    return F.cross_entropy((-joint @ texts.T).flatten(0, 1), label.flatten(), ignore_index=-100)
-
-
-def naming_loss(joint: Tensor, questions: Tensor, share: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:
-    """Make dot products low on the patches that a question names, and high and even on the others.
-
-    Args:
-        joint: Patches in the joint space, (B, N, E).
-        questions: Questions in it, (B, Q, E).
-        share: Share of each patch that named things cover, (B, Q, N).
-        ground: Which patches show background only, bool (B, N).
-
-    Returns:
-        The classification loss, named and other patches weighing the same, and the unevenness of the others:
-        the variance of the background's products, and how far things that are not named fall below their
-        mean.
-    """
-    products = torch.einsum("bne,bqe->bqn", joint, questions)
-    named, other = (share > COVERED).float(), (share < FREE).float()
-    classified = _weighted_mean(F.softplus(products), named) + _weighted_mean(F.softplus(-products), other)
-    empty = ground.unsqueeze(1).float().expand_as(products)
-    mean = (products * empty).sum(-1, keepdim=True) / empty.sum(-1, keepdim=True).clamp(min=1)
-    shortfall = F.relu(mean - products).square()
-    variance = _weighted_mean((products - mean).square(), empty)
-    return classified, variance + _weighted_mean(shortfall, other * (1 - empty))
-
-
-def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 class ClipSchool:
@@ -299,17 +179,3 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     model.to(torch.float16).save_pretrained(unfinished)
     (unfinished / "preprocessor_config.json").write_text(PREPROCESSOR)
     unfinished.rename(folder)
-
-
-PREPROCESSOR = f"""{{
-  "feature_extractor_type": "CLIPFeatureExtractor",
-  "do_resize": true,
-  "size": {SIZE},
-  "resample": 3,
-  "do_center_crop": true,
-  "crop_size": {SIZE},
-  "do_normalize": true,
-  "image_mean": {list(MEAN)},
-  "image_std": {list(DEVIATION)}
-}}
-"""

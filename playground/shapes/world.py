@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from playground.shapes.outlines import Outline, outlines
+
 SIZE = 224
 PATCH = 14
 GRID = SIZE // PATCH
@@ -210,14 +212,12 @@ def _silhouette(thing: Thing, size: int) -> tuple[Image.Image, tuple[int, int]]:
     left, top = round(thing.x * scale) - reach, round(thing.y * scale) - reach
     mask = Image.new("L", (2 * reach * fine, 2 * reach * fine))
     draw = ImageDraw.Draw(mask)
-    for outline, ink in _outlines(thing.shape):
+    for outline, ink in outlines(thing.shape):
         draw.polygon(_placed(outline, thing, scale * fine, (left * fine, top * fine)), fill=ink)
     return mask.reduce(fine), (left, top)
 
 
-def _placed(
-    outline: list[tuple[float, float]], thing: Thing, scale: float, origin: tuple[int, int]
-) -> list[tuple[int, int]]:
+def _placed(outline: Outline, thing: Thing, scale: float, origin: tuple[int, int]) -> list[tuple[int, int]]:
     """Turn, size and move an outline of the unit square around 0; whole numbers, so that drawing is exact."""
     cosine, sine = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
     side = thing.size * scale
@@ -228,51 +228,3 @@ def _placed(
         )
         for u, v in outline
     ]
-
-
-def _outlines(shape: str) -> list[tuple[list[tuple[float, float]], int]]:
-    """Outlines of a shape in the square from -0.5 to 0.5, each with its ink: 255 adds, 0 cuts out."""
-    if shape == "ring":
-        return [(_round(0.5), 255), (_round(0.27), 0)]
-    outlines = {
-        "circle": _round(0.5),
-        "square": [(-0.45, -0.45), (0.45, -0.45), (0.45, 0.45), (-0.45, 0.45)],
-        "triangle": [(0.0, -0.48), (0.5, 0.42), (-0.5, 0.42)],
-        "star": _star(),
-        "heart": _heart(),
-        "cross": _cross(0.16),
-    }
-    return [(outlines[shape], 255)]
-
-
-def _round(radius: float, corners: int = 48) -> list[tuple[float, float]]:
-    turns = [2 * math.pi * step / corners for step in range(corners)]
-    return [(radius * math.cos(turn), radius * math.sin(turn)) for turn in turns]
-
-
-def _star(points: int = 5) -> list[tuple[float, float]]:
-    radii = [0.54, 0.22]
-    turns = [math.pi * step / points for step in range(2 * points)]
-    return [
-        (radii[step % 2] * math.sin(turn), 0.03 - radii[step % 2] * math.cos(turn))
-        for step, turn in enumerate(turns)
-    ]
-
-
-def _heart() -> list[tuple[float, float]]:
-    turns = [2 * math.pi * step / 48 for step in range(48)]
-    return [
-        (
-            16 * math.sin(turn) ** 3 / 33,
-            -(13 * math.cos(turn) - 5 * math.cos(2 * turn) - 2 * math.cos(3 * turn) - math.cos(4 * turn)) / 31
-            - 0.08,
-        )
-        for turn in turns
-    ]
-
-
-def _cross(half: float) -> list[tuple[float, float]]:
-    return [
-        (-half, -0.5), (half, -0.5), (half, -half), (0.5, -half), (0.5, half), (half, half),
-        (half, 0.5), (-half, 0.5), (-half, half), (-0.5, half), (-0.5, -half), (-half, -half),
-    ]  # fmt: skip

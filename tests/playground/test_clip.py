@@ -2,18 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from playground.shapes.clip_losses import attribute_loss, contrastive_loss, naming_loss
+from playground.shapes.clip_model import build_clip, encode_picture, encode_texts, normalize
 from playground.shapes.clip_tokenizer import train_clip_tokenizer
 from playground.shapes.presets import PRESETS
-from playground.shapes.train_clip import (
-    attribute_loss,
-    build_clip,
-    contrastive_loss,
-    encode_picture,
-    encode_texts,
-    naming_loss,
-    normalize,
-    world_texts,
-)
+from playground.shapes.train_clip import world_texts
 from playground.shapes.world import GRID, Scene
 
 
