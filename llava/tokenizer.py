@@ -78,7 +78,7 @@ class LlamaTokenizer(SentencePieceBackend):
     def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         """Split a text into pieces; ``split_special_tokens=True`` spells out special tokens."""
         whole = kwargs.get("split_special_tokens", self.split_special_tokens)
-        return [piece for piece, _, _ in self.pieces(text, split_special_tokens=whole)]
+        return [piece for piece, _, _ in self.pieces(text, split_special_tokens=bool(whole))]
 
     def pieces(self, text: str, split_special_tokens: bool = False) -> list[Piece]:
         """Split a text into pieces with their spans in it.

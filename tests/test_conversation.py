@@ -1,5 +1,8 @@
 """Prompts of every template, their learned segments, and the user's words found back in them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from llava.conversation import (
@@ -18,7 +21,7 @@ SYSTEM_USER = (
 )
 
 
-def conversation(name: str, texts: list[str | None]) -> Conversation:
+def conversation(name: str, texts: Sequence[Any]) -> Conversation:
     """Fill a template with alternating turns, beginning with the user."""
     result = conv_templates[name].copy()
     result.messages = []

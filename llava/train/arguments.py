@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -116,6 +116,13 @@ class TrainingArguments(transformers.TrainingArguments):
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
 
+class _Parser(HfArgumentParser):
+    """Reports a mistake in one line, not after pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the arguments")
+
+
 def parse_arguments(
     argv: Sequence[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -127,7 +134,7 @@ def parse_arguments(
     Raises:
         UserError: If a value is not accepted, or the values do not go together.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(
             None if argv is None else list(argv), look_for_args_file=False

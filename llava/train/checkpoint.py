@@ -107,6 +107,9 @@ def save_final(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
     trainer.model.config.use_cache = True
+    if trainer.args.compute_dtype != torch.float32 and not trainer.is_deepspeed_enabled:
+        # The float32 weights were for the optimizer's small steps; what computes in 16 bits is stored so.
+        trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(str(folder))
     adapter = folder / ADAPTER_FILE
     if trainer.args.should_save and folder.name.startswith("checkpoint-") and adapter.is_file():

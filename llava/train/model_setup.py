@@ -114,7 +114,7 @@ def build_model(
     """
     set_seed(training_args.seed)  # a new projector begins at random
     folder, config = base
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float32
+    dtype = weight_dtype(model_args, training_args)
     attention = choose_attention(
         training_args.device, training_args.compute_dtype, attn_implementation is not None
     )
@@ -127,8 +127,22 @@ def build_model(
     if model_args.vision_tower is not None:
         _add_vision(model, tokenizer, model_args, data_args, training_args)
     freeze(model, model_args, training_args)
+    for parameter in model.parameters() if model_args.tune_mm_mlp_adapter else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     model.tokenizer = tokenizer
     return model, tokenizer
+
+
+def weight_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
+    """Return the type in which the base is loaded.
+
+    Weights that learn stay in float32, because small updates vanish in 16 bits; DeepSpeed keeps such copies
+    itself. A base that does not learn takes the type it computes in.
+    """
+    if model_args.tune_mm_mlp_adapter:
+        return training_args.compute_dtype
+    return torch.bfloat16 if training_args.bf16 and training_args.deepspeed else torch.float32
 
 
 def _add_vision(

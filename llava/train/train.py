@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
+
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -86,6 +88,7 @@ def read_data(data_args: DataArguments, has_tower: bool) -> list[Record]:
 def main(attn_implementation: str | None = None) -> None:
     """Run `train` as a command."""
     setup_logging()
+    transformers.logging.disable_progress_bar()
     try:
         train(attn_implementation)
     except UserError as error:

@@ -1,0 +1,343 @@
+"""Both stages on a tiny model: what learns, what is written, and that it loads and goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.conversation import conv_templates
+from llava.errors import UserError
+from llava.model.builder import load_pretrained_model
+from llava.train import train as train_module
+from llava.train.arguments import parse_arguments
+from llava.train.data import make_supervised_data_module
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.model_setup import build_model, read_base
+from llava.train.train import main, train
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LLAVA = GOLDEN / "llava-v1.5-tiny"
+PROJECTOR = [f"model.mm_projector.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")]
+
+
+def set_up(argv: list[str]):
+    """Build model, data and trainer as `train` does, without training."""
+    model_args, data_args, training_args = parse_arguments(argv)
+    model, tokenizer = build_model(model_args, data_args, training_args, read_base(model_args))
+    training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    template = conv_templates["plain" if model_args.version == "plain" else "v1"]
+    module = make_supervised_data_module(tokenizer, data_args, template=template)
+    return LLaVATrainer(model=model, args=training_args, processing_class=tokenizer, **module)
+
+
+def trainable(model: torch.nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def optimized(trainer: LLaVATrainer) -> dict[str, float]:
+    """Names of all parameters in the optimizer, with their learning rates."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_pretraining_learns_the_projector_alone(command):
+    trainer = set_up(command("pretrain"))
+    assert trainable(trainer.model) == PROJECTOR
+    assert set(optimized(trainer)) == set(PROJECTOR)
+
+
+def test_fine_tuning_learns_everything_but_clip(command):
+    trainer = set_up(command("finetune", mm_projector_lr=5e-4))
+    names = [name for name, _ in trainer.model.named_parameters()]
+    assert any("vision_tower.text_tower" in name for name in names)
+    expected = [name for name in names if "vision_tower" not in name]
+    assert trainable(trainer.model) == expected
+    rates = optimized(trainer)
+    assert set(rates) == set(expected)
+    assert {rate for name, rate in rates.items() if name in PROJECTOR} == {5e-4}
+    assert {rate for name, rate in rates.items() if name not in PROJECTOR} == {1e-2}
+
+
+@pytest.mark.parametrize(
+    ("flags", "frozen"),
+    [
+        ({"freeze_backbone": True}, ["model.layers.", "model.norm"]),
+        ({"freeze_mm_mlp_adapter": True}, PROJECTOR),
+    ],
+)
+def test_parts_can_be_frozen(command, flags: dict[str, bool], frozen: list[str]):
+    names = trainable(set_up(command("finetune", **flags)).model)
+    assert names
+    assert not [name for name in names if name.startswith(tuple(frozen))]
+
+
+def test_new_tokens_are_learned_with_the_projector(command):
+    trainer = set_up(command("pretrain", mm_use_im_start_end=True))
+    assert trainable(trainer.model) == ["model.embed_tokens.weight", *PROJECTOR]
+    assert trainer.model.get_input_embeddings().num_embeddings == 1602
+
+
+def test_the_loss_of_a_fixed_batch_falls(command):
+    trainer = set_up(command("finetune"))
+    model, dataset = trainer.model.train(), trainer.train_dataset
+    batch = trainer.data_collator([dataset[index] for index in (0, 4)])
+    tower = {name: tensor.clone() for name, tensor in model.get_vision_tower().state_dict().items()}
+    optimizer = trainer.create_optimizer()
+    losses = []
+    for _ in range(20):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 6  # ln(1600) is 7.4
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(
+        torch.equal(tensor, tower[name]) for name, tensor in model.get_vision_tower().state_dict().items()
+    )
+
+
+def test_text_alone_still_runs_the_projector(command):
+    trainer = set_up(command("finetune"))
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (4, 5)])
+    trainer.model(**batch).loss.backward()
+    gradients = [parameter.grad for name, parameter in trainer.model.named_parameters() if name in PROJECTOR]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_the_models_first_loss_counts_answers_alone(command):
+    """The mean cross-entropy over the answers' positions, computed here by hand."""
+    trainer = set_up(command("finetune"))
+    sample = trainer.train_dataset[4]
+    batch = trainer.data_collator([sample])
+    with torch.no_grad():
+        output = trainer.model(**batch)
+    probabilities = output.logits[0].log_softmax(-1)
+    labels = sample["labels"]
+    learned = [position for position in range(1, len(labels)) if labels[position] != -100]
+    by_hand = -torch.stack([probabilities[position - 1, labels[position]] for position in learned]).mean()
+    torch.testing.assert_close(output.loss, by_hand)
+
+
+def logits(folder: Path, base: Path | None = None) -> torch.Tensor:
+    """Last logits of a loaded checkpoint for a picture and a question."""
+    tokenizer, model, _, _ = load_pretrained_model(
+        str(folder), None if base is None else str(base), folder.name, device="cpu"
+    )
+    ids = torch.tensor([[1, -200, *tokenizer("What color?", add_special_tokens=False).input_ids]])
+    pixels = torch.linspace(-1, 1, 3 * 336 * 336).reshape(1, 3, 336, 336)
+    with torch.no_grad():
+        return model(ids, images=pixels, texts=["What color?"]).logits[0, -1]
+
+
+def live_logits(trainer: LLaVATrainer) -> torch.Tensor:
+    """The same of the model that was just trained."""
+    tokenizer, model = trainer.processing_class, trainer.model.eval()
+    ids = torch.tensor([[1, -200, *tokenizer("What color?", add_special_tokens=False).input_ids]])
+    pixels = torch.linspace(-1, 1, 3 * 336 * 336).reshape(1, 3, 336, 336)
+    with torch.no_grad():
+        return model(ids, images=pixels, texts=["What color?"]).logits[0, -1]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[LLaVATrainer]:
+    """The trainers that `train` makes."""
+    made: list[LLaVATrainer] = []
+
+    class Kept(LLaVATrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(train_module, "LLaVATrainer", Kept)
+    return made
+
+
+def test_pretraining_writes_a_projector_that_loads(command, trained, language_model: Path, tmp_path: Path):
+    train(argv=command("pretrain", save_strategy="steps", save_steps=1))
+    out = tmp_path / "out"
+    files = {path.name for path in out.iterdir() if path.is_file()}
+    assert files == {"config.json", "mm_projector.bin", "trainer_state.json"}
+    saved = torch.load(out / "mm_projector.bin", weights_only=True)
+    assert list(saved) == PROJECTOR
+    config = json.loads((out / "config.json").read_text())
+    expected = {
+        "mm_vision_token_reduce_func": "TRIM:-1",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": 48,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_projector_lr": None,
+        "image_aspect_ratio": "pad",
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 256,
+        "tune_mm_mlp_adapter": True,
+        "freeze_mm_mlp_adapter": False,
+        "use_mm_proj": True,
+        "use_cache": True,
+        "conv_template": "plain",
+        "model_type": "llava_llama",
+    }
+    assert {key: config[key] for key in expected} == expected
+    assert torch.equal(logits(out, language_model), live_logits(trained[0]))
+
+
+def test_fine_tuning_writes_a_checkpoint_that_loads(command, trained, tmp_path: Path):
+    train(argv=command("finetune", group_by_modality_length=True))
+    out = tmp_path / "out"
+    assert {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"} <= {
+        path.name for path in out.iterdir()
+    }
+    names = set(load_file(out / "model.safetensors"))
+    assert set(PROJECTOR) <= names
+    assert not [name for name in names if "vision_tower" in name]
+    assert json.loads((out / "config.json").read_text())["conv_template"] == "vicuna_v1"
+    assert torch.equal(logits(out), live_logits(trained[0]))
+
+
+def test_sixteen_bits_are_for_computing_and_storing(command, trained, tmp_path: Path):
+    argv = command("finetune", bf16=True, max_steps=1)
+    assert {parameter.dtype for parameter in set_up(argv).model.parameters()} == {torch.float32}
+    train(argv=argv)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    frozen = set_up(command("pretrain", bf16=True)).model
+    types = {name: parameter.dtype for name, parameter in frozen.named_parameters()}
+    assert {types[name] for name in PROJECTOR} == {torch.float32}
+    assert types["lm_head.weight"] == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_killed_run_goes_on_where_it_was(command, tmp_path: Path, stage: str):
+    """Steps 3 and 4 after a restart give the weights of a run that was not interrupted."""
+    steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    train(argv=command(stage, **steps))
+    whole = tmp_path / "out"
+    killed = tmp_path / "killed"
+    shutil.copytree(whole / "checkpoint-2", killed / "checkpoint-2")
+    (killed / "checkpoint-3").mkdir()  # cut short: without the trainer's state
+    train(argv=command(stage, output_dir=killed, **steps))
+    if stage == "pretrain":
+        first, second = (torch.load(folder / "mm_projector.bin") for folder in (whole, killed))
+    else:
+        first, second = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert json.loads((killed / "trainer_state.json").read_text())["global_step"] == 4
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor)
+
+
+def test_the_flag_wins_over_the_bases_config(command, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(LLAVA, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "mm_vision_token_reduce_func": "TRIM:0.5"}))
+    shutil.copytree(GOLDEN / "clip-vit-tiny-patch14-336", tmp_path / "clip-vit-tiny-patch14-336")
+    for flag, expected in [("TRIM:9", 10), (None, 289), ("none", 576)]:
+        argv = command(
+            "finetune", model_name_or_path=base, vision_tower=None, mm_vision_token_reduce_func=flag
+        )
+        model = set_up(argv).model
+        tokens = model.get_vision_tower()(torch.randn(1, 3, 336, 336), ["What?"])
+        assert tokens.counts == (expected,)
+        assert model.config.mm_vision_token_reduce_func == (flag or "TRIM:0.5")
+
+
+def test_what_is_not_given_stays_as_in_the_base(command):
+    argv = command(
+        "finetune",
+        model_name_or_path=LLAVA,
+        **dict.fromkeys(["mm_vision_select_layer", "mm_projector_type", "mm_use_im_patch_token"]),
+    )
+    model = set_up(argv).model
+    weights = torch.load(LLAVA / "pytorch_model.bin", weights_only=True)
+    assert model.config.mm_vision_select_layer == -2
+    assert torch.equal(
+        model.get_model().mm_projector[0].weight, weights["model.mm_projector.0.weight"].float()
+    )
+    assert model.get_input_embeddings().num_embeddings == 1600
+
+
+def test_text_alone_trains_a_language_model(command, data: Path, tmp_path: Path):
+    records = [record for record in json.loads((data / "turns.json").read_text()) if "image" not in record]
+    (tmp_path / "text.json").write_text(json.dumps(records))
+    vision = dict.fromkeys(["vision_tower", "mm_vision_token_reduce_func"])
+    train(argv=command("finetune", data_path=tmp_path / "text.json", max_steps=1, **vision))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_old_flags_and_abbreviations_are_accepted(command):
+    old = {
+        "evaluation_strategy": "no",
+        "warmup_ratio": 0.03,
+        "lazy_preprocess": True,
+        "tf32": True,
+        "gradient_checkpointing": True,
+        "per_device_train_b": 3,
+        "per_device_train_batch_size": None,
+    }
+    _, data_args, training_args = parse_arguments(command("finetune", **old))
+    assert data_args.lazy_preprocess
+    assert training_args.per_device_train_batch_size == 3
+    assert training_args.warmup_steps == pytest.approx(0.03)
+    assert training_args.gradient_checkpointing
+    assert training_args.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"version": "v2"}, "--version 'v2' does not exist; accepted: .*v1"),
+        ({"data_path": "nothing.json"}, "no data file 'nothing.json'"),
+        ({"data_path": None}, "--data_path is needed"),
+        ({"image_folder": "nowhere"}, "no image folder 'nowhere'"),
+        ({"image_folder": None}, "record 0 .*--image_folder is needed"),
+        ({"vision_tower": "nowhere/clip/x"}, "nowhere/clip/x"),
+        ({"vision_tower": None}, "needs a vision tower"),
+        ({"model_name_or_path": "./no-model"}, "no-model"),
+        ({"mm_vision_token_reduce_func": "TRIM:0"}, "TRIM:0"),
+        ({"pretrain_mm_mlp_adapter": "none.bin"}, "none.bin"),
+        ({"output_dir": "/dev/null/out"}, "output folder '/dev/null/out'"),
+        ({"mm_text_source": "answers"}, "--mm_text_source is 'answers'; accepted: questions, conversation"),
+        ({"image_aspect_ratio": "anyres"}, "--image_aspect_ratio is 'anyres'; accepted: square, pad"),
+        ({"save_strategy": "sometimes"}, "sometimes"),
+        ({"lora_enable": True}, "not available yet"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_loaded(
+    command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: dict, message: str
+):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model is being loaded")
+
+    monkeypatch.setattr(train_module, "build_model", refuse)
+    monkeypatch.setattr("sys.argv", ["train", *command("finetune", **flags)])
+    assert main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    with pytest.raises(UserError, match=message):
+        raise UserError(error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(
+    command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, workers: int
+):
+    images = tmp_path / "images"
+    shutil.copytree(data, images)
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:60])
+    argv = command("finetune", image_folder=images, max_steps=6, dataloader_num_workers=workers)
+    monkeypatch.setattr("sys.argv", ["train", *argv])
+    assert main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: record 2 (id '2'): ")
+    assert "2.png" in error
+    assert "Traceback" not in error
