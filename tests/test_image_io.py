@@ -100,7 +100,7 @@ def test_integers_of_32_bits_use_the_usual_white_levels():
 def test_exif_orientation_is_applied(orientation: int):
     upright = np.zeros((2, 3, 3), np.uint8)
     upright[0, 0] = 255  # the white corner shows which way is up
-    undo = {
+    turns: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -109,10 +109,10 @@ def test_exif_orientation_is_applied(orientation: int):
         6: np.rot90,
         7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
-    }[orientation]
+    }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(undo(upright)))
+    stored = Image.fromarray(np.ascontiguousarray(turns[orientation](upright)))
     assert (read_back(stored, exif=exif.tobytes()) == upright).all()
 
 

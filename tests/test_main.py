@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from llava import __version__, ask
@@ -18,7 +19,7 @@ from llava.main import COMMANDS, main
 class FakeAssistant:
     """Answers everything with the same words and remembers what it was asked."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         from llava.assistant import Answer, Cost
 
         self.model = SimpleNamespace(config=SimpleNamespace(image_aspect_ratio="pad"))
@@ -34,7 +35,7 @@ class FakeAssistant:
             first_token_ms=20.0,
             rest_ms=31.6,
         )
-        self.reply = Answer("A réd star.", cost, (kept,))
+        self.reply = Answer("A réd star.", cost, (torch.from_numpy(kept),))
 
     def answer(self, question: str, image: Image.Image, options: Any):
         self.asked.append((question, image.size, options))
@@ -148,8 +149,13 @@ def test_a_place_that_cannot_be_written_is_refused(
 def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPatch):
     from llava.assistant import Assistant
 
-    fake, loaded = FakeAssistant(), []
-    monkeypatch.setattr(Assistant, "load", lambda *args, **options: loaded.append((args, options)) or fake)
+    loaded: list[tuple[Any, ...]] = []
+
+    def load(*args: Any, **options: Any) -> FakeAssistant:
+        loaded.append((args, options))
+        return FakeAssistant()
+
+    monkeypatch.setattr(Assistant, "load", load)
     options = "--model-path a --model-base b --vision c --token TRIM:64 --dtype bf16 --device cpu --conv d"
     assert main(["ask", "--image", picture, *options.split(), "--load-4bit", "What?"]) == 0
     assert loaded == [

@@ -13,7 +13,7 @@ from llava.eval import run_llava
 
 
 class FakeAssistant:
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked: list[tuple[Sequence[Question], Any]] = []
 
     def answer_all(self, questions: Sequence[Question], options: Any) -> list[SimpleNamespace]:

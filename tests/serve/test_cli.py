@@ -17,7 +17,7 @@ class FakeChat:
 
     roles = ("USER", "ASSISTANT")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.options: list[Any] = []
         self.prompt = ""
 
@@ -31,7 +31,7 @@ class FakeChat:
 
 
 class FakeAssistant:
-    def __init__(self):
+    def __init__(self) -> None:
         self.chats: list[tuple[tuple[int, int], FakeChat]] = []
 
     def chat(self, image: Image.Image) -> FakeChat:
