@@ -103,7 +103,8 @@ class LlamaTokenizer(SentencePieceBackend):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to the text they were split from; incomplete characters become U+FFFD."""
         parts: list[str] = []
-        for added, run in groupby(tokens, key=self._is_added):
+        whole = {*self._added_tokens_encoder, *self.all_special_tokens}
+        for added, run in groupby(tokens, key=whole.__contains__):
             pieces = list(run)
             opens = not parts or parts == [self.bos_token]
             if added:

@@ -56,7 +56,7 @@ class DataCollatorForSupervisedDataset:
             for instance, row in zip(instances, ids, strict=True)
             if "image" in instance and (row == IMAGE_TOKEN_INDEX).any()
         ]
-        images = [instance["image"] for instance in shown] or [self.blank_image] * len(instances)
+        images = [instance["image"] for instance in shown] or [self.blank_image]
         batch["images"] = torch.stack(images) if len({image.shape for image in images}) == 1 else images
-        batch["texts"] = [instance["text"] for instance in shown] or [""] * len(images)
+        batch["texts"] = [instance["text"] for instance in shown] or [""]
         return batch

@@ -46,10 +46,11 @@ def test_only_shown_images_are_in_the_batch(collate):
     assert batch["input_ids"].shape == (4, 6)
 
 
-def test_text_alone_brings_blank_images(collate):
+def test_text_alone_brings_one_blank_image(collate):
     batch = collate([sample([1, 2]), sample([1, 3])])
-    assert not torch.as_tensor(batch["images"]).any()
-    assert len(batch["images"]) == len(batch["texts"])
+    assert batch["images"].shape == (1, 3, 4, 4)
+    assert not batch["images"].any()
+    assert batch["texts"] == [""]
 
 
 def test_images_of_different_shapes_stay_a_list(collate):
