@@ -63,7 +63,9 @@ def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_
     @functools.wraps(command)
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> int:
         try:
-            return command(*args, **kwargs) or 0
+            code = command(*args, **kwargs) or 0
+            sys.stdout.flush()  # so that a reader who went away is noticed here
+            return code
         except UserError as error:
             # A message may quote a value that holds line breaks; the report stays one line.
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -57,18 +57,38 @@ install_cpu_torch() {
         say "no $cpu_torch for this Python; taking another version"
 }
 
-# Install this repository, editable, with the given extras ("serve,dev"); does nothing where that was done before.
+# Whether each of the extras $2 ("serve,dev") is among $1.
+covers() {
+    local extra
+    for extra in ${2//,/ }; do
+        [[ ",$1," == *",$extra,"* ]] || return 1
+    done
+}
+
+# Whether the extras $1 of the project in state $2 were installed before, maybe together with others.
+is_installed() {
+    local stamp
+    [[ -x "$environment/bin/llava" ]] || return 1
+    for stamp in "$environment"/installed-*; do
+        if [[ -f "$stamp" && "$(<"$stamp")" == "$2" ]] && covers "${stamp##*/installed-}" "$1"; then
+            return
+        fi
+    done
+    return 1
+}
+
+# Install this repository, editable, with the extras $1 ("serve,dev"); does nothing where that was done before.
 install_project() {
-    local extras="$1" stamp="$environment/installed-$1" state
+    local extras="$1" state
     make_environment
     # The place matters: an editable install points back to it.
     state="$repository $(cksum <"$repository/pyproject.toml")"
-    if [[ -x "$environment/bin/llava" && -f "$stamp" && "$(<"$stamp")" == "$state" ]]; then
+    if is_installed "$extras" "$state"; then
         say "reusing .venv"
         return
     fi
     install_cpu_torch
     say "installing llava with the extras $extras"
     pip_install --editable "${repository}[$extras]" || fail "the installation failed; pip's words are above"
-    printf '%s\n' "$state" >"$stamp"
+    printf '%s\n' "$state" >"$environment/installed-$extras"
 }

@@ -53,13 +53,14 @@ def test_other_errors_keep_their_traceback():
         main()
 
 
-def test_a_reader_that_goes_away_is_no_error():
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_away_is_no_error(lines: int):
     program = (
         "import sys\n"
         "from llava.utils import exit_on_user_error\n"
         "@exit_on_user_error\n"
         "def main():\n"
-        "    for _ in range(100000): print('line')\n"
+        f"    for _ in range({lines}): print('line')\n"
         "sys.exit(main())\n"
     )
     process = subprocess.Popen(

@@ -90,6 +90,13 @@ def test_tests_reuse_the_environment_of_the_quickstart(repository: Path):
     assert installs(repository)[-1].endswith("[serve,dev,train,quant]")
 
 
+def test_the_quickstart_reuses_the_environment_of_the_tests(repository: Path):
+    run(repository, "test.sh")
+    count = len(installs(repository))
+    assert "reusing .venv" in run(repository, "quickstart.sh").stderr
+    assert len(installs(repository)) == count
+
+
 def test_all_means_the_slow_ones_too(repository: Path):
     assert run(repository, "test.sh", "--all").stdout == f"pytest ran in {repository}:\n"
 
