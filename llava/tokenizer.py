@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils import cached_file
 
-from llava.errors import MissingFileError
+from llava.errors import MissingFileError, UserError
 
 VOCABULARY_FILE = "tokenizer.model"
 WORD_START = "▁"
@@ -208,6 +208,7 @@ def load_tokenizer(
 
     Raises:
         MissingFileError: If there is no tokenizer.
+        UserError: If its file is damaged.
     """
     source = str(folder_or_hub_id)
     options: dict[str, Any] = {"padding_side": padding_side}
@@ -218,6 +219,8 @@ def load_tokenizer(
             tokenizer = LlamaTokenizer.from_pretrained(source, **options)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except RuntimeError as error:
+        raise UserError(f"the {VOCABULARY_FILE} of {source!r} is no SentencePiece model") from error
     except (OSError, ValueError) as error:
         raise MissingFileError(
             f"no tokenizer in {source!r}; expected a folder or hub id with tokenizer.model or tokenizer.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from llava.errors import MissingFileError
+from llava.errors import MissingFileError, UserError
 from llava.tokenizer import LlamaTokenizer, load_tokenizer, pieces_with_spans
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -156,6 +156,21 @@ def test_old_configs_with_typed_tokens_load(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     case = next(case for case in CASES if case["legacy"] and case["text"] == "x</s>y")
     assert load_tokenizer(tmp_path)("x</s>y").input_ids == case["plain"]
+
+
+def test_other_tokenizers_give_ids_and_spans_too():
+    clip = load_tokenizer(GOLDEN / "clip-vit-tiny-patch14-336")
+    ids, spans = pieces_with_spans(clip, "a red circle")
+    assert not isinstance(clip, LlamaTokenizer)
+    assert ids == clip("a red circle", add_special_tokens=False).input_ids
+    assert spans[0] == (0, 1)
+    assert spans[-1][1] == len("a red circle")
+
+
+def test_a_damaged_model_is_named(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="no SentencePiece model"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path):

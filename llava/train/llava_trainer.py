@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from llava.train.checkpoint import load_adapter, save_adapter, trained_state
+from llava.train.checkpoint import TOWER, load_adapter, save_adapter, trained_state
 
 logger = logging.getLogger(__name__)
 
@@ -194,3 +194,8 @@ class LLaVATrainer(Trainer):
             load_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The frozen CLIP is in no checkpoint, see `trained_state`; hundreds of its names would be listed.
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if TOWER not in name]
+        super()._issue_warnings_after_load(load_result)

@@ -1,4 +1,8 @@
-"""From a record's turns to ids and labels: what is rendered says what is learned, nothing is counted."""
+"""From a record's turns to ids and labels: what is rendered says what is learned, nothing is counted.
+
+Every template trains on the very prompt that it asks with. (The published code trained ``v0`` on a layout of its
+own, with role names and line breaks that its prompts do not have.)
+"""
 
 from __future__ import annotations
 
