@@ -1,7 +1,7 @@
 """From a record's turns to ids and labels: what is rendered says what is learned, nothing is counted.
 
-Every template trains on the very prompt that it asks with. (The published code trained ``v0`` on a layout of its
-own, with role names and line breaks that its prompts do not have.)
+Every template trains on the very prompt that it asks with. (The published code trained ``v0`` on a layout of
+its own, with line breaks that its prompts do not have.)
 """
 
 from __future__ import annotations
