@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava.errors import MissingFileError, UserError
@@ -69,16 +69,16 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict:
-    """Read a checkpoint's config.json.
+def read_config(folder: Path, name: str = "config.json") -> dict:
+    """Read one of a checkpoint's JSON files.
 
     Raises:
-        MissingFileError: If the folder has none.
+        MissingFileError: If the folder has none of this name.
         UserError: If it is not a JSON object.
     """
-    path = folder / "config.json"
+    path = folder / name
     if not path.is_file():
-        raise MissingFileError(f"{folder} has no config.json, so it is no model folder")
+        raise MissingFileError(f"{folder} has no {name}, so it is no model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -113,11 +113,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged or unsafe pickle
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} could not be read as a file of tensors: {reason}") from None
+        raise UserError(unreadable(path, error)) from None
     if not isinstance(tensors, dict):
         raise UserError(f"{path} does not hold a dictionary of tensors")
     return tensors
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Say in one sentence that weights are damaged, or hold something else than tensors."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"weights could not be read from {path}, which is damaged or holds more than tensors: {reason[:200]}"
+    )
 
 
 def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
@@ -125,17 +132,24 @@ def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator
 
     Raises:
         MissingFileError: If the folder holds no weights.
+        UserError: If a file is damaged or holds anything but tensors.
     """
     files = weight_files(folder)
     if not files:
         raise MissingFileError(f"{folder} has no weights ({' or '.join(WEIGHT_FILES)})")
     for path in files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    if name.startswith(prefixes):
-                        yield name, file.get_tensor(name)
-        else:
-            for name, tensor in read_tensors(path).items():
+        yield from iterate_file(path, prefixes)
+
+
+def iterate_file(path: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
+    """Yield the pairs of one file, as `iterate_weights` does for all files of a model."""
+    if path.suffix != ".safetensors":
+        yield from ((name, value) for name, value in read_tensors(path).items() if name.startswith(prefixes))
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 if name.startswith(prefixes):
-                    yield name, tensor
+                    yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(unreadable(path, error)) from None

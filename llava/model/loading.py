@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -22,10 +24,12 @@ from transformers.utils import logging as transformers_logging
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import (
+    iterate_file,
     iterate_weights,
     read_config,
     read_tensors,
     resolve_folder,
+    unreadable,
     weight_files,
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -43,6 +47,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
 
@@ -165,7 +170,7 @@ def choose_quantization(
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=["mm_projector", "vision_tower", "lm_head"],
+        llm_int8_skip_modules=["model.mm_projector", "model.vision_tower", "lm_head"],
     )
 
 
@@ -175,7 +180,7 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
     Raises:
         MissingFileError: If the folder holds none of the three.
     """
-    if (folder / "adapter_config.json").is_file():
+    if any((folder / name).is_file() for name in ADAPTER_FILES):
         return CheckpointKind.LORA
     # A whole model may also ship mm_projector.bin, so its weights are looked for first.
     if weight_files(folder):
@@ -184,7 +189,7 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
         return CheckpointKind.PROJECTOR
     raise MissingFileError(
         f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
-        "mm_projector.bin, or a LoRA adapter (adapter_config.json)"
+        "mm_projector.bin, or a LoRA adapter (adapter_model.safetensors)"
     )
 
 
@@ -212,11 +217,12 @@ def load_checkpoint(
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
     config = read_llava_config(folder, vision_tower, token_reduction)
-    source = folder if kind is CheckpointKind.FULL else _base_folder(folder, kind, model_base)
-    if kind is CheckpointKind.FULL and model_base is not None:
+    is_full = kind is CheckpointKind.FULL
+    source = folder if is_full else _base_folder(folder, kind, model_base)
+    if is_full and model_base is not None:
         logger.warning("%s is a whole model; --model-base %s is not used", model_path, model_base)
     tokenizer = load_tokenizer(source)
-    model = load_language_model(source, config, placement)
+    model = load_language_model(source, config, placement, needs_projector=is_full)
     if kind is CheckpointKind.PROJECTOR:
         load_projector(model.get_model().mm_projector, folder / "mm_projector.bin")
     if kind is CheckpointKind.LORA:
@@ -273,20 +279,13 @@ def read_llava_config(
 def _base_folder(folder: Path, kind: CheckpointKind, model_base: str | None) -> Path:
     """Find the language model that a projector or an adapter goes with."""
     if model_base is None and kind is CheckpointKind.LORA:
-        model_base = read_adapter_config(folder).get("base_model_name_or_path")
+        model_base = read_config(folder, "adapter_config.json").get("base_model_name_or_path")
     if not model_base:
         held = "a LoRA adapter" if kind is CheckpointKind.LORA else "a projector"
         raise UserError(
             f"{folder} holds only {held}: name the language model it was trained on with --model-base"
         )
     return resolve_folder(model_base, beside=folder)
-
-
-def read_adapter_config(folder: Path) -> dict:
-    """Read PEFT's adapter_config.json of a LoRA checkpoint."""
-    import json
-
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -304,40 +303,57 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_language_model(source: Path, config: LlavaConfig, placement: Placement) -> LlavaLlamaForCausalLM:
-    """Load the weights of a folder into a LLaVA model; only the projector may be missing, in a base model.
+def load_language_model(
+    source: Path, config: LlavaConfig, placement: Placement, needs_projector: bool = True
+) -> LlavaLlamaForCausalLM:
+    """Load the weights of a folder into a LLaVA model.
+
+    Args:
+        source: Folder of a whole LLaVA or language model.
+        config: Of the model to build; it has a projector if ``mm_vision_tower`` is set.
+        placement: Where and in which form.
+        needs_projector: Whether the folder must hold the projector; a base model does not.
 
     Raises:
-        UserError: If other weights are missing or of another shape.
+        UserError: If weights are damaged, missing or of another shape.
     """
     device_map = placement.device_map
     if device_map is None and (placement.device.type != "cpu" or placement.quantization is not None):
         device_map = {"": placement.device}
-    with _quiet_transformers():
-        model, report = LlavaLlamaForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=placement.dtype,
-            device_map=device_map,
-            attn_implementation=placement.attn_implementation,
-            quantization_config=placement.quantization,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+    try:
+        with _quiet_transformers():
+            model, report = LlavaLlamaForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=placement.dtype,
+                device_map=device_map,
+                attn_implementation=placement.attn_implementation,
+                quantization_config=placement.quantization,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                weights_only=True,
+            )
+    except (UnpicklingError, SafetensorError) as error:
+        raise UserError(unreadable(source, error)) from None
+    except RuntimeError as error:  # torch has no type of its own for a damaged file
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise UserError(unreadable(source, error)) from None
     wrong = [
         f"{name}: {tuple(found)} instead of {tuple(expected)}"
         for name, found, expected in report["mismatched_keys"]
     ]
     if wrong:
         raise UserError(f"{source} does not fit the config: {wrong[0]}")
-    missing = sorted(
-        name for name in report["missing_keys"] if "mm_projector" not in name and "image_newline" not in name
-    )
+    missing = sorted(name for name in report["missing_keys"] if needs_projector or not _is_projector(name))
     if missing:
-        raise UserError(
-            f"{source} lacks {len(missing)} weights of the language model, the first is {missing[0]}"
-        )
+        raise UserError(f"{source} lacks {len(missing)} weights of the model, the first is {missing[0]}")
     return model
+
+
+def _is_projector(name: str) -> bool:
+    """Tell whether a weight belongs to what stage 1 trains beside a language model."""
+    return "mm_projector." in name or name.endswith("image_newline")
 
 
 def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCausalLM:
@@ -356,6 +372,11 @@ def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCaus
         trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
     # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
     trained = {name: tensor for name, tensor in trained.items() if "vision_tower." not in name}
+    adapter = next(path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file())
+    if any("vision_tower." in name for name, _ in iterate_file(adapter)):
+        raise UserError(
+            f"{folder} adapts the vision tower; only adapters of the language model are supported"
+        )
     _match_vocabulary(model, trained)
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     if unexpected:

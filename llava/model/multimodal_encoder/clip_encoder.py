@@ -120,9 +120,8 @@ class CLIPVisionTower(nn.Module):
         vision, text = _read_clip_configs(self.folder)
         vision.num_hidden_layers = _layers_to_run(self.select_layer, vision.num_hidden_layers)
         self._text_config = text
-        self.vision_tower = _load_half(
-            CLIPVisionModelWithProjection, vision, self.folder, ("vision_model.", "visual_projection.")
-        )
+        prefixes = ("",) if text is None else ("vision_model.", "visual_projection.")
+        self.vision_tower = _load_half(CLIPVisionModelWithProjection, vision, self.folder, prefixes)
         self.vision_tower.to(device=device, dtype=dtype)
         self.text_tower = None
         self.is_loaded = True
@@ -367,9 +366,17 @@ def _load_half(
     """
     with init_empty_weights(include_buffers=False):
         model = model_class._from_config(config)
-    expected = model.state_dict().keys()
-    weights = {name: tensor for name, tensor in iterate_weights(folder, prefixes) if name in expected}
-    missing = sorted(expected - weights.keys())
+    expected = model.state_dict()
+    weights = {}
+    for stored, tensor in iterate_weights(folder, prefixes):
+        # A vision half that was saved alone lacks the prefix of its half.
+        name = stored if stored in expected else f"vision_model.{stored}"
+        if name in expected:
+            weights[name] = tensor
+    if isinstance(model, CLIPVisionModelWithProjection) and prefixes == ("",):
+        # Only a reducer reads the projection, and none can without the text half.
+        weights.setdefault("visual_projection.weight", torch.zeros(config.projection_dim, config.hidden_size))
+    missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} weights of {model_class.__name__}, the first is {missing[0]}"

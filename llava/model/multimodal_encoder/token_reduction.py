@@ -310,7 +310,8 @@ class Pool:
         leading = patches.shape[1] - side * side
         grid = min(side, math.isqrt(self.cells))
         picture = patches[:, leading:].transpose(1, 2).unflatten(-1, (side, side))  # (B, D, side, side)
-        cells = F.adaptive_avg_pool2d(picture.float(), grid).to(patches.dtype)
+        # Contiguous, because the kernel sums in another order for the layout that a batch of several has.
+        cells = F.adaptive_avg_pool2d(picture.float().contiguous(), grid).to(patches.dtype)
         tokens = torch.cat([patches[:, :leading], cells.flatten(2).transpose(1, 2)], dim=1)
         kept = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
         kept[:, :leading] = True

@@ -1,0 +1,76 @@
+"""The tiny reference checkpoint, its pictures and the published code's answers about them."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+# No test may reach a model hub; this must be set before huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY_LLAVA = GOLDEN / "llava-v1.5-tiny"
+TINY_CLIP = GOLDEN / "clip-vit-tiny-patch14-336"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # The tiny models gain nothing from threads, and tests may run side by side.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference() -> list[dict[str, Any]]:
+    """Cases of the published code, in the order of `tests/golden/README.md`."""
+    return json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """Arrays of the published code."""
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, Image.Image]:
+    """The reference pictures by file name, in RGB."""
+    return {path.name: Image.open(path).convert("RGB") for path in sorted(GOLDEN.glob("img*.png"))}
+
+
+@pytest.fixture(scope="session")
+def loaded() -> tuple[Any, Any, Any, int]:
+    """The tiny checkpoint as LLaVA's callers load it: tokenizer, model, image processor, context length.
+
+    Shared: a test that changes the reduction sets it back with `reduction`.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    return load_pretrained_model(str(TINY_LLAVA), None, "llava-v1.5-tiny", device="cpu")
+
+
+@pytest.fixture
+def reduction(loaded: tuple[Any, Any, Any, int]) -> Any:
+    """Set the reduction of the shared model for one test."""
+    yield loaded[1].set_token_reduction
+    loaded[1].set_token_reduction("none")
+
+
+@pytest.fixture
+def checkpoint_copy(tmp_path: Path) -> Callable[..., Path]:
+    """Copy the tiny checkpoint and its CLIP side by side, with changed config keys, and return the copy."""
+
+    def copy(**changes: Any) -> Path:
+        shutil.copytree(TINY_CLIP, tmp_path / TINY_CLIP.name)
+        folder = shutil.copytree(TINY_LLAVA, tmp_path / TINY_LLAVA.name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    return copy

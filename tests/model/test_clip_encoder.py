@@ -1,0 +1,186 @@
+"""The vision tower: held once, cut at the selected layer, true to CLIP, independent of the batch."""
+
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+from llava.errors import MissingFileError, UserError
+from llava.mm_utils import process_images
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from tests.conftest import TINY_CLIP
+
+
+def settings(**changes):
+    values = {
+        "mm_vision_tower": str(TINY_CLIP),
+        "mm_vision_select_layer": -2,
+        "mm_vision_token_reduce_func": "TRIM:-1",
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return build_vision_tower(settings())
+
+
+@pytest.fixture(scope="module")
+def whole_clip():
+    return CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("layer", "layers"), [(-2, 3), (-1, 4), (-5, 0), (2, 2)])
+def test_no_layer_beyond_the_selected_one_is_built(layer, layers, whole_clip):
+    tower = build_vision_tower(settings(mm_vision_select_layer=layer))
+    assert len(tower.vision_tower.vision_model.encoder.layers) == layers
+    pixels = torch.randn(2, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = whole_clip.vision_model(pixels, output_hidden_states=True).hidden_states[layer]
+    assert torch.equal(tower.encode(pixels), hidden[:, 1:])
+
+
+def test_clip_is_held_once_and_frozen(tower, whole_clip):
+    last_layer = sum(p.numel() for p in whole_clip.vision_model.encoder.layers[-1].parameters())
+    held = sum(p.numel() for p in tower.parameters())
+    assert held == sum(p.numel() for p in whole_clip.parameters()) - last_layer - 1  # 1: the logit scale
+    assert not any(p.requires_grad for p in tower.parameters())
+
+
+def test_state_dict_keys_are_those_of_trained_checkpoints(tower):
+    keys = set(tower.state_dict())
+    assert "vision_tower.vision_model.embeddings.class_embedding" in keys
+    assert "vision_tower.visual_projection.weight" in keys
+    assert "text_tower.text_model.final_layer_norm.weight" in keys
+    assert "text_tower.text_projection.weight" in keys
+
+
+def test_without_a_reducer_that_asks_the_text_half_is_not_loaded():
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
+    assert tower.text_tower is None
+    pixels = torch.zeros(1, 3, 336, 336)
+    assert tower(pixels).counts == (576,)
+    tower.set_token_reduction("TRIM:4")
+    assert tower.text_tower is not None
+    assert tower(pixels, ["a cat"]).counts == (5,)
+
+
+def test_cls_patch_keeps_the_cls_token_in_front():
+    tower = build_vision_tower(
+        settings(mm_vision_select_feature="cls_patch", mm_vision_token_reduce_func=None)
+    )
+    assert tower(torch.zeros(1, 3, 336, 336)).counts == (577,)
+
+
+def test_questions_are_embedded_as_clip_itself_does(tower, whole_clip):
+    texts = ["A cat.", "What is the color of the cat?\nAnswer the question using a single word or phrase."]
+    for text in texts:
+        ids = tower.text_tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            pooled = whole_clip.text_model(**ids).pooler_output
+            expected = whole_clip.text_projection(pooled)[0]
+        # Worst difference seen: 0.
+        torch.testing.assert_close(tower.encode_questions([text])[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_several_texts_for_one_image_count_by_the_mean_of_their_dot_products(tower):
+    patches = torch.randn(1, 576, 48, generator=torch.Generator().manual_seed(0))
+    texts = ["one", "two", "three"]
+    together = tower.score_patches(patches, tower.encode_questions([texts]))
+    single = [tower.score_patches(patches, tower.encode_questions([text])) for text in texts]
+    torch.testing.assert_close(together, torch.stack(single).mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_question_works_by_its_front_and_says_so_once(caplog):
+    tower = build_vision_tower(settings())
+    words = "what is it " * 200
+    with caplog.at_level(logging.WARNING):
+        first = tower.encode_questions([words + "end"])
+        second = tower.encode_questions([words + "another end"])
+    assert torch.equal(first, second)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "first 77" in caplog.text
+
+
+def test_through_the_tower_an_image_keeps_the_same_patches_in_any_batch(pictures, loaded, reference):
+    tower = build_vision_tower(settings())
+    _, model, processor, _ = loaded
+    pixels = process_images(list(pictures.values()), processor, model.config)
+    questions = [case["question"] for case in reference[:5]]
+    pairs = [(image, question) for image in range(5) for question in range(5)]
+    batch = tower(pixels[[i for i, _ in pairs]], [questions[q] for _, q in pairs])
+    for row, (image, question) in enumerate(pairs):
+        alone = tower(pixels[image : image + 1], [questions[question]])
+        assert torch.equal(alone.kept[0], batch.kept[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_are_float32_whatever_the_tower_is(dtype, pictures, loaded):
+    _, model, processor, _ = loaded
+    tower = CLIPVisionTower(str(TINY_CLIP), settings(), delay_load=True)
+    tower.load_model(dtype=dtype)
+    pixels = process_images([pictures["img0.png"]], processor, model.config)  # of another type than the tower
+    tokens = tower(pixels, ["a cat"])
+    assert tokens.packed.dtype is dtype
+    assert tower.score_patches(tower.encode(pixels), tower.encode_questions(["a cat"])).dtype is torch.float32
+
+
+def test_a_folder_with_the_vision_half_only_serves_reducers_that_ask_nothing(tmp_path):
+    folder = tmp_path / "vision"
+    CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32).vision_model.save_pretrained(folder)
+    shutil.copy(TINY_CLIP / "preprocessor_config.json", folder)
+    tower = build_vision_tower(settings(mm_vision_tower=str(folder), mm_vision_token_reduce_func="Pool:4"))
+    assert tower(torch.zeros(1, 3, 336, 336)).counts == (4,)
+    with pytest.raises(UserError, match="text half"):
+        tower.set_token_reduction("TRIM:-1")
+
+
+def test_a_folder_with_missing_weights_is_refused(tmp_path):
+    folder = shutil.copytree(TINY_CLIP, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    del weights["vision_model.post_layernorm.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks 1 weights .* vision_model.post_layernorm.weight"):
+        build_vision_tower(settings(mm_vision_tower=str(folder)))
+
+
+def test_a_missing_folder_names_the_way_out():
+    with pytest.raises(MissingFileError, match=r"/nowhere/clip.*--vision-tower"):
+        build_vision_tower(settings(mm_vision_tower="/nowhere/clip"))
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(UserError, match="'bert'"):
+        build_vision_tower(settings(mm_vision_tower=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mm_vision_token_reduce_func": "TRIM"}, "accepted"),
+        ({"mm_vision_select_feature": "cls"}, "accepted: patch, cls_patch"),
+        ({"mm_vision_select_layer": -9}, "hidden states -5 to 4"),
+        ({"mm_vision_tower": None}, "names no vision tower"),
+        ({"s2": True}, "s2"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_any_picture_is_seen(change, message):
+    with pytest.raises(UserError, match=message):
+        build_vision_tower(settings(**change))
+
+
+def test_questions_must_match_images(tower):
+    pixels = torch.zeros(2, 3, 336, 336)
+    with pytest.raises(UserError, match="none was given"):
+        tower(pixels)
+    with pytest.raises(UserError, match="3 questions for 2 images"):
+        tower(pixels, ["a", "b", "c"])
+    assert len(tower(pixels, "one for all").counts) == 2

@@ -1,0 +1,242 @@
+"""What code written for LLaVA does with the model must work, with the reducer on and no `texts` passed."""
+
+from threading import Thread
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, TextIteratorStreamer
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import UserError
+from llava.mm_utils import KeywordsStoppingCriteria, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+QUESTIONS = ["What is it?", "Is there a bicycle in the image, and if so, of which color is it?", "Why?"]
+
+
+def prompt(question, images=1):
+    return f"USER: {'<image>' * images}\n{question} ASSISTANT:"
+
+
+@pytest.fixture
+def parts(loaded, pictures, reduction):
+    """Tokenizer, model with TRIM on, and pixels of three pictures."""
+    tokenizer, model, processor, _ = loaded
+    reduction("TRIM:-1")
+    return tokenizer, model, process_images(list(pictures.values())[:3], processor, model.config)
+
+
+def encode(tokenizer, text):
+    return tokenizer_image_token(text, tokenizer, return_tensors="pt")
+
+
+def batch_of(tokenizer, texts, side="right"):
+    rows = [encode(tokenizer, text) for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[i, where], mask[i, where] = row, 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padded_batch_answers_as_each_prompt_alone(side, parts):
+    tokenizer, model, pixels = parts
+    ids, mask = batch_of(tokenizer, [prompt(question) for question in QUESTIONS], side)
+    together = model.generate(ids, images=pixels, attention_mask=mask, do_sample=False, max_new_tokens=8)
+    for i, question in enumerate(QUESTIONS):
+        alone = model.generate(
+            encode(tokenizer, prompt(question)).unsqueeze(0),
+            images=pixels[i : i + 1],
+            image_sizes=[(336, 336)],
+            do_sample=False,
+            max_new_tokens=8,
+        )
+        assert together[i].tolist() == alone[0].tolist()
+    assert together.shape[1] <= 8  # new tokens only
+
+
+def test_prompts_with_and_without_image_in_one_batch(parts):
+    tokenizer, model, pixels = parts
+    texts = [prompt("What?"), "USER: Hello ASSISTANT:", prompt("Which one?")]
+    ids, mask = batch_of(tokenizer, texts)
+    options = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 6}
+    own_images = model.generate(ids, images=pixels[:2], **options)
+    llava_style = model.generate(ids, images=pixels[[0, 2, 1]], **options)  # the middle one is not shown
+    assert torch.equal(own_images, llava_style)
+    text_only = model.generate(encode(tokenizer, texts[1]).unsqueeze(0), do_sample=False, max_new_tokens=6)
+    assert own_images[1].tolist() == text_only[0].tolist()
+
+
+def test_several_images_in_one_prompt(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("Compare them.", images=3)).unsqueeze(0)
+    tower = model.get_vision_tower()
+    counts = tower(pixels, "Compare them.").counts
+    assert model(ids, images=pixels).logits.shape[1] == ids.shape[1] - 3 + sum(counts)
+    as_list = model.generate(ids, images=list(pixels), do_sample=False, max_new_tokens=5)
+    assert torch.equal(as_list, model.generate(ids, images=pixels, do_sample=False, max_new_tokens=5))
+
+
+def test_the_question_is_read_from_the_ids_exactly(parts):
+    tokenizer, model, pixels = parts
+    for question in [*QUESTIONS, "Line one\nline  two\tand — 这是什么? <b>", "ends with colon:"]:
+        ids = encode(tokenizer, prompt(question))
+        assert model.question_in_ids(ids) == question
+        by_ids = model(ids.unsqueeze(0), images=pixels[:1]).logits
+        by_text = model(ids.unsqueeze(0), images=pixels[:1], texts=[question]).logits
+        assert torch.equal(by_ids, by_text)
+
+
+def test_while_training_every_turn_counts(parts):
+    tokenizer, model, pixels = parts
+    text = "USER: <image>\nFirst? ASSISTANT: One.</s>USER: Second? ASSISTANT: Two.</s>"
+    ids = encode(tokenizer, text).unsqueeze(0)
+    labels = ids.clone().masked_fill(ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
+    by_ids = model(ids, images=pixels[:1], labels=labels).loss
+    by_texts = model(ids, images=pixels[:1], labels=labels, texts=[["First?", "Second?"]]).loss
+    newest = model(ids, images=pixels[:1], labels=labels, texts=["Second?"]).loss
+    assert torch.equal(by_ids, by_texts)
+    assert not torch.equal(by_ids, newest)
+
+
+def test_labels_give_loss_and_logits(parts):
+    tokenizer, model, pixels = parts
+    ids, mask = batch_of(tokenizer, [prompt(question) + " Yes.</s>" for question in QUESTIONS])
+    labels = ids.masked_fill((mask == 0) | (ids == IMAGE_TOKEN_INDEX), IGNORE_INDEX)
+    output = model(ids, attention_mask=mask, labels=labels, images=pixels)
+    batch = model.splice(ids, mask, labels, pixels)
+    assert output.logits.shape[:2] == batch.labels.shape
+    shifted = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+    )
+    torch.testing.assert_close(output.loss, shifted)  # worst difference seen: 0
+    assert (batch.labels != IGNORE_INDEX).sum() == (labels[:, 1:] != IGNORE_INDEX).sum() + len(ids)
+
+
+def test_stopping_criteria_streamer_beams_and_pad_token(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What is it?")).unsqueeze(0)
+    greedy = {"images": pixels[:1], "do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    whole = model.generate(ids, **greedy)
+
+    keyword = tokenizer.decode(whole[0][3:5])
+    stopped = model.generate(
+        ids, stopping_criteria=[KeywordsStoppingCriteria([keyword], tokenizer, ids)], **greedy
+    )
+    assert stopped.shape[1] <= 5
+    assert whole[0].tolist()[: stopped.shape[1]] == stopped[0].tolist()
+
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    thread = Thread(target=model.generate, args=(ids,), kwargs={**greedy, "streamer": streamer})
+    thread.start()
+    streamed = "".join(streamer)
+    thread.join()
+    assert streamed.strip() == tokenizer.decode(whole[0], skip_special_tokens=True).strip()
+
+    beams = model.generate(ids, num_beams=3, **greedy)
+    assert beams.shape[0] == 1
+    assert beams.shape[1] <= 12
+
+
+def test_sampling_follows_the_seed(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What is it?")).unsqueeze(0)
+    options = {"images": pixels[:1], "do_sample": True, "temperature": 0.9, "top_p": 0.9, "max_new_tokens": 8}
+    answers = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        answers.append(model.generate(ids, **options).tolist())
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pixels_of_another_type_than_the_towers(dtype, parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What?")).unsqueeze(0)
+    logits = model(ids, images=pixels[:1].to(dtype)).logits
+    assert logits.dtype is torch.float32
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_answer(dtype):
+    tokenizer, model, _, _ = load_pretrained_model(
+        "tests/golden/llava-v1.5-tiny",
+        None,
+        "tiny",
+        device="cpu",
+        torch_dtype=dtype,
+        token_reduction="TRIM:-1",
+    )
+    ids = encode(tokenizer, prompt("What?")).unsqueeze(0)
+    assert model(ids, images=torch.randn(1, 3, 336, 336)).logits.dtype is dtype
+    assert model.generate(ids, images=torch.randn(1, 3, 336, 336), max_new_tokens=3, do_sample=False).numel()
+
+
+def test_more_placeholders_than_images(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What?", images=2)).unsqueeze(0)
+    with pytest.raises(UserError, match="2 <image> placeholders in the prompt, 1 images given"):
+        model.generate(ids, images=pixels[:1])
+
+
+def test_a_model_without_tokenizer_says_what_it_needs(parts, monkeypatch):
+    tokenizer, model, pixels = parts
+    monkeypatch.setattr(model, "tokenizer", None)
+    ids = encode(tokenizer, prompt("What?")).unsqueeze(0)
+    with pytest.raises(UserError, match="texts="):
+        model(ids, images=pixels[:1])
+    assert model(ids, images=pixels[:1], texts="What?").logits.isfinite().all()
+
+
+def test_the_reduction_changes_at_run_time_and_is_refused_when_wrong(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What?")).unsqueeze(0)
+    lengths = []
+    for setting in ("TRIM:5", "Pool:9", "none"):
+        model.set_token_reduction(setting)
+        assert model.config.mm_vision_token_reduce_func == setting
+        lengths.append(model(ids, images=pixels[:1]).logits.shape[1] - ids.shape[1] + 1)
+    assert lengths == [6, 9, 576]
+    with pytest.raises(UserError, match="accepted"):
+        model.set_token_reduction("TRIM:0")
+
+
+def test_a_prompt_is_cut_at_the_configured_length_with_its_tokens(parts, monkeypatch):
+    tokenizer, model, pixels = parts
+    ids, mask = batch_of(tokenizer, [prompt("What?"), prompt("And what else is there?")])
+    whole = model.splice(ids, mask, ids, pixels[:2])
+    monkeypatch.setattr(model.config, "tokenizer_model_max_length", 20, raising=False)
+    cut = model.splice(ids, mask, ids, pixels[:2])
+    assert torch.equal(cut.embeddings, whole.embeddings[:, :20])
+    assert torch.equal(cut.labels, whole.labels[:, :20])
+
+
+def test_without_a_tower_it_is_transformers_llama(loaded):
+    _, model, _, _ = loaded
+    config = model.config.__class__(**{**model.config.to_dict(), "mm_vision_tower": None})
+    ours = LlavaLlamaForCausalLM(config).eval()
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.tensor([[1, 5, 9, 4]])
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+    assert torch.equal(
+        ours.generate(ids, do_sample=False, max_new_tokens=5),
+        theirs.generate(ids, do_sample=False, max_new_tokens=5)[:, 4:],
+    )
+    with pytest.raises(UserError, match="needs a model with a vision tower"):
+        ours.set_token_reduction("TRIM:-1")
+
+
+def test_the_reducer_passes_no_gradient_to_the_tower_but_the_projector_learns(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What?") + " Yes.</s>").unsqueeze(0)
+    labels = ids.masked_fill(ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
+    model(ids, images=pixels[:1], labels=labels).loss.backward()
+    assert all(parameter.grad is None for parameter in model.get_vision_tower().parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.get_model().mm_projector.parameters())
+    model.zero_grad()

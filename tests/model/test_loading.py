@@ -1,0 +1,326 @@
+"""Every kind of checkpoint, told apart by its files; every mistake one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava.errors import MissingFileError, UserError
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint_files import iterate_weights, read_tensors, resolve_folder
+from llava.model.loading import CheckpointKind, checkpoint_kind, parse_device, parse_dtype
+from tests.conftest import TINY_CLIP, TINY_LLAVA
+
+IDS = torch.tensor([[1, 313, 746, -200, 1577, 1527]])
+PIXELS = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+
+
+def load(folder, base=None, **options):
+    options = {"device": "cpu", **options}
+    return load_pretrained_model(str(folder), None if base is None else str(base), "any name", **options)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS, images=PIXELS, texts="what?").logits
+
+
+def weights_of(folder):
+    return dict(iterate_weights(Path(folder)))
+
+
+@pytest.fixture
+def base(checkpoint_copy):
+    """The tiny language model without projector, beside its CLIP, as Vicuna would be."""
+    folder = checkpoint_copy()
+    base = folder.parent / "vicuna-tiny"
+    shutil.copytree(folder, base)
+    weights = {name: tensor for name, tensor in weights_of(folder).items() if "mm_projector" not in name}
+    torch.save(weights, base / "pytorch_model.bin")
+    config = json.loads((base / "config.json").read_text())
+    language = {name: value for name, value in config.items() if not name.startswith("mm_")}
+    (base / "config.json").write_text(json.dumps({**language, "model_type": "llama"}))
+    return base
+
+
+def test_the_config_line_alone_turns_trim_on(checkpoint_copy):
+    folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:-1")
+    model = load(folder)[1]
+    counts = model.get_vision_tower()(PIXELS, ["what?"]).counts
+    assert counts[0] < 576
+    assert logits(model).shape[1] == IDS.shape[1] - 1 + counts[0]
+
+
+def test_token_reduction_overrides_the_config(checkpoint_copy):
+    folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:-1")
+    assert logits(load(folder, token_reduction="none")[1]).shape[1] == IDS.shape[1] - 1 + 576
+    assert logits(load(folder, token_reduction="TRIM:64")[1]).shape[1] == IDS.shape[1] - 1 + 65
+
+
+def test_a_bad_reduction_in_the_config_is_refused_when_it_is_read(checkpoint_copy):
+    with pytest.raises(UserError, match="accepted"):
+        load(checkpoint_copy(mm_vision_token_reduce_func="TRIM:0"))
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama"])
+def test_both_model_types_load(model_type, checkpoint_copy, loaded):
+    model = load(checkpoint_copy(model_type=model_type))[1]
+    assert torch.equal(logits(model), logits(loaded[1]))
+
+
+def test_shards_and_safetensors_load_alike(checkpoint_copy, loaded):
+    folder = checkpoint_copy()
+    model = load(folder)[1]
+    (folder / "pytorch_model.bin").unlink()
+    model.save_pretrained(folder / "saved", max_shard_size="300KB")
+    assert (folder / "saved" / "model.safetensors.index.json").is_file()
+    shutil.copy(folder / "tokenizer.model", folder / "saved")
+    shutil.copy(folder / "tokenizer_config.json", folder / "saved")
+    saved = json.loads((folder / "saved" / "config.json").read_text())
+    saved["mm_vision_tower"] = str(TINY_CLIP)
+    (folder / "saved" / "config.json").write_text(json.dumps(saved))
+    assert torch.equal(logits(load(folder / "saved")[1]), logits(loaded[1]))
+
+
+def test_bin_shards_load(checkpoint_copy, loaded):
+    folder = checkpoint_copy()
+    weights = weights_of(folder)
+    names = sorted(weights)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for shard, own in shards.items():
+        torch.save({name: weights[name] for name in own}, folder / shard)
+    weight_map = {name: shard for shard, own in shards.items() for name in own}
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
+    )
+    (folder / "pytorch_model.bin").unlink()
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+
+
+def test_projector_only_with_base(checkpoint_copy, base, loaded):
+    folder = base.parent / "llava-tiny-pretrain"
+    folder.mkdir()
+    shutil.copy(TINY_LLAVA / "config.json", folder)
+    projector = {
+        f"any.prefix.{name}": tensor
+        for name, tensor in weights_of(TINY_LLAVA).items()
+        if "mm_projector" in name
+    }
+    torch.save(projector, folder / "mm_projector.bin")
+    assert checkpoint_kind(folder) is CheckpointKind.PROJECTOR
+    assert torch.equal(logits(load(folder, base)[1]), logits(loaded[1]))
+    with pytest.raises(UserError, match="--model-base"):
+        load(folder)
+    torch.save({name: tensor[:3] for name, tensor in projector.items()}, folder / "mm_projector.bin")
+    with pytest.raises(UserError, match="does not fit this model's projector"):
+        load(folder, base)
+
+
+def test_lora_with_base(checkpoint_copy, base, loaded):
+    from peft import LoraConfig, get_peft_model
+
+    model = load(TINY_LLAVA)[1]
+    lora = get_peft_model(
+        model,
+        LoraConfig(r=4, target_modules=r"model\.layers\.\d+\.self_attn\.[qv]_proj", init_lora_weights=False),
+    )
+    folder = base.parent / "llava-tiny-lora"
+    lora.save_pretrained(folder)
+    trained = {name: tensor.clone() for name, tensor in lora.state_dict().items() if "mm_projector" in name}
+    # What a published TRIM run stores besides (facts B5); it must not replace CLIP's own weights.
+    trained["base_model.model.model.vision_tower.vision_tower.visual_projection.weight"] = torch.zeros(24, 48)
+    torch.save(trained, folder / "non_lora_trainables.bin")
+    shutil.copy(TINY_LLAVA / "config.json", folder)
+    assert checkpoint_kind(folder) is CheckpointKind.LORA
+    with torch.no_grad():
+        expected = logits(lora.base_model.model)
+    merged = load(folder, base, token_reduction="TRIM:-1")[1]
+    merged.set_token_reduction("none")
+    # Worst difference seen: 4e-7; merging adds the adapter to the weights before the product.
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, logits(loaded[1]), atol=1e-3)
+    assert merged.get_vision_tower().vision_tower.visual_projection.weight.abs().sum() > 0
+
+    torch.save({"base_model.model.model.nothing.weight": torch.ones(1)}, folder / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match="no part of the model: model.nothing.weight"):
+        load(folder, base)
+
+
+@pytest.mark.parametrize("bits", ["load_4bit", "load_8bit"])
+def test_quantized_models_answer_close_to_the_whole_one(bits, loaded):
+    model = load(TINY_LLAVA, **{bits: True})[1]
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype in (torch.uint8, torch.int8)
+    assert model.model.mm_projector[0].weight.dtype is torch.float32
+    expected, found = logits(loaded[1]), logits(model)
+    likeness = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
+    assert likeness > 0.95
+
+
+def test_both_quantizations_at_once_are_refused():
+    with pytest.raises(UserError, match="choose one"):
+        load(TINY_LLAVA, load_4bit=True, load_8bit=True)
+
+
+def test_the_tower_may_lie_beside_the_checkpoint_or_anywhere(checkpoint_copy, loaded, tmp_path):
+    folder = checkpoint_copy()
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+    elsewhere = shutil.move(folder.parent / TINY_CLIP.name, tmp_path / "eyes")
+    with pytest.raises(MissingFileError, match=f"'{TINY_CLIP.name}'.*--vision-tower"):
+        load(folder)
+    assert torch.equal(logits(load(folder, vision_tower=str(elsewhere))[1]), logits(loaded[1]))
+
+
+def test_an_authors_local_tower_folder_is_replaced(checkpoint_copy):
+    folder = checkpoint_copy(mm_vision_tower="/mnt/authors/clip-vit-large-patch14-336")
+    with pytest.raises(MissingFileError, match=r"/mnt/authors/clip-vit-large-patch14-336.*--vision-tower"):
+        load(folder)
+    model = load(folder, vision_tower=str(TINY_CLIP))[1]
+    assert model.config.mm_vision_tower == str(TINY_CLIP)
+
+
+def test_tower_weights_of_a_checkpoint_count_only_if_it_trained_them(checkpoint_copy, loaded):
+    folder = checkpoint_copy(mm_vision_tower=str(TINY_CLIP))
+    weights = weights_of(folder)
+    prefix = "model.vision_tower.vision_tower.vision_model."  # the old keys (facts 10)
+    clip = load_file(TINY_CLIP / "model.safetensors")
+    vision = {name: tensor for name, tensor in clip.items() if name.startswith("vision_model.")}
+    weights |= {prefix + name.removeprefix("vision_model."): tensor * 0.5 for name, tensor in vision.items()}
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "unfreeze_mm_vision_tower": True}))
+    tower = load(folder)[1].get_vision_tower()
+    trained = tower.vision_tower.vision_model.post_layernorm.weight
+    assert torch.equal(trained, clip["vision_model.post_layernorm.weight"] * 0.5)
+
+
+def test_the_image_patch_token_is_added_where_the_config_is_silent(checkpoint_copy):
+    folder = checkpoint_copy()
+    config = json.loads((folder / "config.json").read_text())
+    del config["mm_use_im_patch_token"]
+    (folder / "config.json").write_text(json.dumps({**config, "mm_use_im_start_end": True}))
+    tokenizer, model, _, _ = load(folder)
+    assert [tokenizer.decode([id_]) for id_ in (1600, 1601, 1602)] == ["<im_patch>", "<im_start>", "<im_end>"]
+    assert model.get_input_embeddings().num_embeddings == model.lm_head.out_features == 1603
+
+
+def test_defaults_of_a_machine_without_accelerator():
+    """`device="cuda"` and `device_map="auto"` are what LLaVA's callers say without thinking of it."""
+    tokenizer, model, processor, context = load_pretrained_model(str(TINY_LLAVA), None, "tiny")
+    expected = torch.float16 if torch.cuda.is_available() else torch.float32
+    assert model.dtype is expected
+    assert context == 2048
+    assert processor.crop_size["height"] == 336
+    assert tokenizer.bos_token_id == 1
+
+
+def test_an_unknown_keyword_is_a_type_error():
+    with pytest.raises(TypeError, match="torch_type"):
+        load(TINY_LLAVA, torch_type="float16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu0"}, "'gpu0'.*accepted: cpu, cuda"),
+        ({"dtype": "int3"}, "'int3'.*accepted: float32"),
+        ({"token_reduction": "TRIM:0"}, "accepted: 'none'"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        load(TINY_LLAVA, **options)
+
+
+def test_folders_that_are_no_models(tmp_path):
+    with pytest.raises(MissingFileError, match="/nowhere"):
+        load("/nowhere")
+    with pytest.raises(MissingFileError, match="has no weights"):
+        shutil.copy(TINY_LLAVA / "config.json", tmp_path)
+        load(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        load(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen"}')
+    with pytest.raises(UserError, match="'qwen'"):
+        load(tmp_path)
+
+
+def test_a_hub_id_while_offline():
+    with pytest.raises(MissingFileError, match="'nobody/no-such-model'.*could not be fetched"):
+        load("nobody/no-such-model")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint_copy):
+    folder = checkpoint_copy()
+    weights = weights_of(folder)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"lacks 1 weights.*model.layers.1.mlp.up_proj.weight"):
+        load(folder)
+
+
+def test_a_full_checkpoint_without_its_projector_is_refused(checkpoint_copy):
+    folder = checkpoint_copy()
+    weights = {name: value for name, value in weights_of(folder).items() if "mm_projector" not in name}
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"lacks 4 weights.*mm_projector"):
+        load(folder)
+
+
+def test_a_truncated_weight_file_is_one_sentence(checkpoint_copy):
+    folder = checkpoint_copy()
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="could not be read"):
+        load(folder)
+
+
+class Harmful:
+    """What a stranger's pickle may hold."""
+
+    def __reduce__(self):
+        return (print, ("harmful code ran",))
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(checkpoint_copy, capsys):
+    folder = checkpoint_copy()
+    torch.save({"model.norm.weight": Harmful()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="could not be read"):
+        load(folder)
+    with pytest.raises(UserError, match="could not be read"):
+        read_tensors(folder / "pytorch_model.bin")
+    assert "harmful" not in capsys.readouterr().out
+
+
+def test_a_folder_may_be_named_relative_to_the_checkpoint(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert resolve_folder("b", beside=tmp_path / "a") == tmp_path / "b"
+    assert resolve_folder(str(tmp_path / "b")) == tmp_path / "b"
+
+
+def test_a_truncated_safetensors_file_is_one_sentence(checkpoint_copy):
+    folder = checkpoint_copy(mm_vision_tower=str(TINY_CLIP))
+    weights = weights_of(folder)
+    (folder / "pytorch_model.bin").unlink()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.isfinite(logits(load(folder)[1])).all()
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="could not be read"):
+        load(folder)
+
+
+def test_defaults_of_types():
+    assert parse_dtype(None, torch.device("cpu")) is torch.float32
+    assert parse_dtype(None, torch.device("cuda")) is torch.float16
+    assert parse_dtype("bf16", torch.device("cpu")) is torch.bfloat16
+    assert parse_device("cpu") == torch.device("cpu")
