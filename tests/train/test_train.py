@@ -203,6 +203,7 @@ def test_fine_tuning_writes_a_checkpoint_that_loads(command, trained, tmp_path: 
     assert torch.equal(logits(out), live_logits(trained[0]))
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_for_computing_and_storing(command, trained, tmp_path: Path):
     argv = command("finetune", bf16=True, max_steps=1)
     assert {parameter.dtype for parameter in set_up(argv).model.parameters()} == {torch.float32}
