@@ -6,7 +6,6 @@ width of the language model, L ids of a prompt.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from llava.constants import (
 from llava.conversation import Conversation, clip_text, conv_templates
 from llava.engine.answer_text import AnswerText
 from llava.engine.base import Engine, Generation
+from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.errors import MissingFileError, UserError
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
@@ -133,26 +133,6 @@ class Turn:
     def patches(self) -> int:
         """Patches of all pictures."""
         return sum(image.patches.shape[0] * image.patches.shape[1] for image in self.images)
-
-
-class Stopwatch:
-    """Measures stretches of work on a device, in milliseconds."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._started = self._now()
-
-    def lap(self) -> float:
-        """Return the milliseconds since the last call, when the device has done all that it was given."""
-        started, self._started = self._started, self._now()
-        return (self._started - started) * 1000
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        elif self._device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
 
 
 class Assistant:
