@@ -6,18 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llava.assistant import Answer, Assistant, Generation, Question
+    from llava.assistant import Assistant
+    from llava.engine.base import Generation
     from llava.model.builder import load_pretrained_model
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+    from llava.turns import Answer, Question
 
 __version__ = "0.1.0"
 
 # Where each public name lives: it is imported on first use, so that `import llava` needs no torch.
 _HOMES = {
-    "Answer": "llava.assistant",
+    "Answer": "llava.turns",
     "Assistant": "llava.assistant",
-    "Generation": "llava.assistant",
-    "Question": "llava.assistant",
+    "Generation": "llava.engine.base",
+    "Question": "llava.turns",
     "LlavaConfig": "llava.model.language_model.llava_llama",
     "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
     "load_pretrained_model": "llava.model.builder",

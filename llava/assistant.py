@@ -1,13 +1,11 @@
 """A loaded model that answers questions about pictures: the one road of command line, benchmarks and servers.
 
-Shapes: C crops of a picture (one, unless it was cut for ``anyres``), N patches per crop, D tower width, H
-width of the language model, L ids of a prompt.
+Shapes: H width of the language model, L positions of a prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +17,7 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
 )
-from llava.conversation import Conversation, clip_text, conv_templates
+from llava.conversation import Conversation, choose_template, clip_text, find_template
 from llava.engine.answer_text import AnswerText
 from llava.engine.base import Engine, Generation
 from llava.engine.stopwatch import Stopwatch
@@ -29,110 +27,9 @@ from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_i
 from llava.model.builder import choose_placement
 from llava.model.loading import LoadedModel, load_checkpoint
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens, parse_reduction
+from llava.turns import Answer, Cost, Question, SeenImage, Turn
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
-
-# LLaVA's choice of a template by a part of the model's name, for checkpoints that do not name one themselves.
-TEMPLATE_BY_NAME = {
-    "llama-2": "llava_llama_2",
-    "mistral": "mistral_instruct",
-    "v1.6-34b": "chatml_direct",
-    "v1": "llava_v1",
-    "mpt": "mpt",
-    "v0": "llava_v0",
-}
-DEFAULT_TEMPLATE = "vicuna_v1"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and the pictures it is about.
-
-    Attributes:
-        text: The user's words; ``<image>`` may mark where each picture belongs, else all of them come first.
-        images: Pictures in RGB.
-        token_reduction: Setting for this question alone, as ``mm_vision_token_reduce_func``; None for the
-            model's.
-    """
-
-    text: str
-    images: tuple[Image.Image, ...] = ()
-    token_reduction: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What an answer cost. Of a batch, every answer bears an equal share of its milliseconds.
-
-    Attributes:
-        patches: Patches of all pictures.
-        visual_tokens: Tokens of all pictures in the prompt.
-        new_tokens: Tokens of the answer.
-        vision_ms: Preprocessing and vision encoder; 0 if the pictures were seen before.
-        reduction_ms: Text encoder and choice of patches.
-        first_token_ms: Projector, embedding and the language model's first step.
-        rest_ms: All other steps.
-    """
-
-    patches: int
-    visual_tokens: int
-    new_tokens: int
-    vision_ms: float
-    reduction_ms: float
-    first_token_ms: float
-    rest_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, its cost, and what the model saw.
-
-    Attributes:
-        text: Without surrounding blanks.
-        cost: Tokens and milliseconds.
-        kept: Per picture, which patches stayed as tokens of their own, bool (rows, columns).
-    """
-
-    text: str
-    cost: Cost
-    kept: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SeenImage:
-    """A picture after the vision encoder, before any question.
-
-    Attributes:
-        pixels: (C, 3, height, width).
-        patches: (C, N, D).
-        size: Width and height of the original in pixels.
-    """
-
-    pixels: Tensor
-    patches: Tensor
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A prompt to be continued.
-
-    Attributes:
-        prompt: Rendered conversation with one ``<image>`` per picture.
-        question: What CLIP sees.
-        images: The pictures.
-        reducer: Of this turn.
-    """
-
-    prompt: str
-    question: str
-    images: tuple[SeenImage, ...]
-    reducer: Reducer
-
-    @property
-    def patches(self) -> int:
-        """Patches of all pictures."""
-        return sum(image.patches.shape[0] * image.patches.shape[1] for image in self.images)
 
 
 class Assistant:
@@ -505,23 +402,3 @@ def bundled_checkpoint() -> Path:
             "checkpoint such as liuhaotian/llava-v1.5-7b"
         )
     return SHAPES_CHECKPOINT
-
-
-def choose_template(configured: str | None, model_name: str) -> str:
-    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name (D9)."""
-    if configured:
-        return configured
-    name = model_name.lower()
-    return next((template for part, template in TEMPLATE_BY_NAME.items() if part in name), DEFAULT_TEMPLATE)
-
-
-def find_template(name: str) -> Conversation:
-    """Return a conversation template by name.
-
-    Raises:
-        UserError: If there is none of this name.
-    """
-    if name not in conv_templates:
-        known = ", ".join(sorted(conv_templates))
-        raise UserError(f"{name!r} is no conversation template; accepted: {known}")
-    return conv_templates[name]

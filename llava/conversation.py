@@ -14,6 +14,7 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     IMAGE_PLACEHOLDER,
 )
+from llava.errors import UserError
 
 IMAGE_TAGS = ("<Image>", "</Image>")
 """What the ``mmtag`` templates write around the image placeholder."""
@@ -349,3 +350,34 @@ conv_templates: dict[str, Conversation] = {
 }
 
 default_conversation = _vicuna_v1
+
+# LLaVA's choice of a template by a part of the model's name, for checkpoints that do not name one themselves.
+TEMPLATE_BY_NAME = {
+    "llama-2": "llava_llama_2",
+    "mistral": "mistral_instruct",
+    "v1.6-34b": "chatml_direct",
+    "v1": "llava_v1",
+    "mpt": "mpt",
+    "v0": "llava_v0",
+}
+DEFAULT_TEMPLATE = "vicuna_v1"
+
+
+def choose_template(configured: str | None, model_name: str) -> str:
+    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name (D9)."""
+    if configured:
+        return configured
+    name = model_name.lower()
+    return next((template for part, template in TEMPLATE_BY_NAME.items() if part in name), DEFAULT_TEMPLATE)
+
+
+def find_template(name: str) -> Conversation:
+    """Return a conversation template by name.
+
+    Raises:
+        UserError: If there is none of this name.
+    """
+    if name not in conv_templates:
+        known = ", ".join(sorted(conv_templates))
+        raise UserError(f"{name!r} is no conversation template; accepted: {known}")
+    return conv_templates[name]

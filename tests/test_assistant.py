@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from llava.assistant import (
-    DEFAULT_TEMPLATE,
     Assistant,
     Generation,
     Question,
     bundled_checkpoint,
-    choose_template,
-    find_template,
 )
 from llava.errors import MissingFileError, UserError
 from tests.conftest import TINY_LLAVA
@@ -151,24 +148,6 @@ def test_pictures_need_eyes(assistant, picture, monkeypatch):
     monkeypatch.setattr(assistant.model.model, "vision_tower", None)
     with pytest.raises(UserError, match="without a vision tower"):
         assistant.answer("What?", picture)
-
-
-@pytest.mark.parametrize(
-    ("configured", "name", "template"),
-    [
-        ("plain", "llava-v1.5-7b", "plain"),
-        (None, "llava-v1.5-7b", "llava_v1"),
-        (None, "llava-llama-2-13b-chat", "llava_llama_2"),
-        (None, "llava-v1.6-mistral-7b", "mistral_instruct"),
-        (None, "llava-v1.6-34b", "chatml_direct"),
-        (None, "LLaVA-Lightning-MPT-7B-preview", "mpt"),
-        (None, "LLaVA-7b-delta-v0", "llava_v0"),
-        (None, "my-own-model", DEFAULT_TEMPLATE),
-    ],
-)
-def test_the_template_is_the_configs_or_what_llava_reads_from_the_name(configured, name, template):
-    assert choose_template(configured, name) == template
-    find_template(template)
 
 
 def test_an_unknown_template_is_refused_before_the_model_is_loaded():

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from llava.conversation import (
+    DEFAULT_TEMPLATE,
     Conversation,
     SeparatorStyle,
+    choose_template,
     clip_text,
     conv_templates,
     default_conversation,
+    find_template,
     user_turns,
 )
 
@@ -148,3 +151,21 @@ def test_a_picture_in_a_tuple_becomes_a_placeholder():
         ["USER", "Look: <image>"],
         ["ASSISTANT", None],
     ]
+
+
+@pytest.mark.parametrize(
+    ("configured", "name", "template"),
+    [
+        ("plain", "llava-v1.5-7b", "plain"),
+        (None, "llava-v1.5-7b", "llava_v1"),
+        (None, "llava-llama-2-13b-chat", "llava_llama_2"),
+        (None, "llava-v1.6-mistral-7b", "mistral_instruct"),
+        (None, "llava-v1.6-34b", "chatml_direct"),
+        (None, "LLaVA-Lightning-MPT-7B-preview", "mpt"),
+        (None, "LLaVA-7b-delta-v0", "llava_v0"),
+        (None, "my-own-model", DEFAULT_TEMPLATE),
+    ],
+)
+def test_the_template_is_the_configs_or_what_llava_reads_from_the_name(configured, name, template):
+    assert choose_template(configured, name) == template
+    find_template(template)

@@ -70,9 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     alone = kept_in_batches(tower, pixels, questions, 1)
     together = kept_in_batches(tower, pixels, questions, options.batch)
-    print(
-        f"{tower.token_reduction}, {tower.device}, {tower.dtype}; kept on average {float(alone.float().mean()):.1%}"
-    )
+    share = float(alone.float().mean())
+    print(f"{tower.token_reduction}, {tower.device}, {tower.dtype}; kept on average {share:.1%}")
     print(describe_flips(f"in batches of {options.batch} instead of alone", together, alone))
     exact = kept_in_batches(tower.to(device="cpu", dtype=torch.float32), pixels, questions, 1)
     print(describe_flips("instead of float32 on the CPU, same weights", alone, exact))

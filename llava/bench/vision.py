@@ -38,7 +38,7 @@ def load_random_tower(reduction: str, device: torch.device, dtype: torch.dtype) 
 
 @torch.no_grad()
 def measure(tower: CLIPVisionTower, batch: int, repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of each stage for a batch of random pictures, after one round to warm up."""
+    """Return the median milliseconds of each stage for random pictures, after one round to warm up."""
     side = tower.config.image_size
     pixels = torch.randn(batch, 3, side, side)
     rounds = [measure_once(tower, pixels) for _ in range(repeats + 1)][1:]
