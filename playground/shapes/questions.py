@@ -82,11 +82,15 @@ def ask_several(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
     questions: dict[tuple[str, ...], Question] = {}
     for _ in range(4 * count):
         question = ask(scene, rng)
-        content = tuple(word for word in re.findall("[a-z]+", question.text) if word in (*COLORS, *SHAPES))
-        questions.setdefault((question.kind, *content), question)
+        questions.setdefault((question.kind, *named_words(question.text)), question)
         if len(questions) == count:
             break
     return list(questions.values())
+
+
+def named_words(text: str) -> list[str]:
+    """The colors and shapes in a text, in its order."""
+    return [word for word in re.findall("[a-z]+", text) if word in (*COLORS, *SHAPES)]
 
 
 def ask_description(scene: Scene, rng: np.random.Generator) -> Question:

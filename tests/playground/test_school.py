@@ -11,6 +11,7 @@ from playground.shapes.school import (
     build_llama,
     collate,
     converse,
+    drill,
     embed,
     kept_patches,
     make_lesson,
@@ -21,6 +22,7 @@ from playground.shapes.school import (
 )
 from playground.shapes.world import COLORS, SHAPES, Scene, stream
 
+FORMS = ("drill", "single", "turns", "caption")
 PATCHES = [("red", "star"), ("blue", "ring"), (NOTHING,)]
 
 
@@ -69,6 +71,15 @@ def test_embedding_of_an_overprinted_position_is_the_sum(tokenizer):
     torch.testing.assert_close(embedded[0], torch.stack([table[5] + table[7], table[6]]))
 
 
+def test_drill_asks_in_catchwords_and_learns_every_answer_in_place(tokenizer):
+    lesson = drill(Scene.from_seed(3), stream(3, "words"), tokenizer)
+    learned = [(word, label) for word, label in zip(lesson.words, lesson.labels, strict=True) if label >= 0]
+    assert len(learned) == 16 and all(word == label for word, label in learned)
+    answers = {*COLORS, *SHAPES, "yes", "no"}
+    assert {tokenizer.decode([label]).strip() for _, label in learned} <= answers
+    assert len(lesson.words) == len(lesson.labels) == len(lesson.overprint)
+
+
 def test_kept_patches_are_mostly_the_named_ones():
     named = others = 0
     for seed in range(60):
@@ -82,9 +93,9 @@ def test_kept_patches_are_mostly_the_named_ones():
 
 
 def test_padding_is_masked_and_not_learned(tokenizer):
-    lessons = [make_lesson(seed, form, tokenizer) for seed, form in enumerate(("single", "turns", "caption"))]
+    lessons = [make_lesson(seed, form, tokenizer) for seed, form in enumerate(FORMS)]
     words, overprint, labels, mask = collate(lessons, torch.device("cpu"))
     lengths = [len(lesson.words) for lesson in lessons]
     assert mask.sum(1).tolist() == lengths
-    assert words.shape == overprint.shape == labels.shape == (3, max(lengths))
+    assert words.shape == overprint.shape == labels.shape == (len(FORMS), max(lengths))
     assert (labels[mask == 0] == IGNORE_INDEX).all() and (labels != IGNORE_INDEX).any(1).all()
