@@ -50,7 +50,7 @@ PRESETS = {
         school_steps=900,
         school_batch=24,
         stage1_samples=4_800,
-        stage2_samples=24_000,
+        stage2_samples=21_600,
         stage2_batch=32,
         held_out=2_400,
     ),

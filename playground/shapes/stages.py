@@ -64,7 +64,8 @@ def run_stage2(work: Path, projector: Path, batch: int, output: Path) -> None:
         "per_device_train_batch_size": batch,
         # The file's own order: its batches hold samples of one length.
         "train_sampling_strategy": "sequential",
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
+        "mm_projector_lr": 2e-3,
         "save_steps": 200,
     }
     _train(work, output, own)
