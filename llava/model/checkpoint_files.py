@@ -8,17 +8,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava.errors import MissingFileError, UserError
 
+HUB_TIMEOUT_S = 10.0
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What a model folder needs at run time; the other frameworks' weights in a hub repository are left there.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
@@ -47,23 +44,33 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Fetch a repository of the configured hub into its cache and return the folder there.
+    """Fetch a repository of the configured hub into its cache, or take the copy there if the hub is out of reach.
 
     Raises:
-        MissingFileError: If the hub cannot be reached or has no such repository, and the cache has no copy.
+        MissingFileError: If there is neither.
+    """
+    try:
+        validate_repo_id(hub_id)
+        # Asked first: unlike a download, it does not try again for half a minute where there is no network.
+        files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).siblings or ()]
+        has_safetensors = any(file.endswith(".safetensors") for file in files)
+        duplicates = ["pytorch_model*.bin"] if has_safetensors else None
+        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
+    except HFValidationError:
+        raise MissingFileError(f"no model folder {hub_id!r}, and it is no id of the model hub") from None
+    except Exception as error:  # noqa: BLE001 - of types of the hub client's HTTP library, which change
+        return _cached(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _cached(hub_id: str, reason: str) -> Path:
+    """Return the hub cache's copy of a repository that could not be fetched for ``reason``.
+
+    Raises:
+        MissingFileError: If there is no copy.
     """
     try:
         return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, local_files_only=True))
-    except HFValidationError:
-        raise MissingFileError(f"no model folder {hub_id!r}, and it is no id of the model hub") from None
     except LocalEntryNotFoundError:
-        pass
-    try:
-        files = HfApi().list_repo_files(hub_id)
-        duplicates = ["pytorch_model*.bin"] if any(file.endswith(".safetensors") for file in files) else None
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingFileError(
             f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"
         ) from None
