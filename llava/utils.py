@@ -79,3 +79,10 @@ def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_
             return 0
 
     return wrapped
+
+
+def disable_torch_init() -> None:
+    """Do nothing, under the name that code written for LLaVA calls before it loads a model.
+
+    There it turned off the initialization of weights that a checkpoint overwrites; loading does none now.
+    """

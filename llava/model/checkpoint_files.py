@@ -44,7 +44,7 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Fetch a repository of the configured hub into its cache, or take the copy there if the hub is out of reach.
+    """Fetch a repository of the configured hub, or take the cached copy if the hub is out of reach.
 
     Raises:
         MissingFileError: If there is neither.

@@ -1,0 +1,71 @@
+"""The measurements measure what they say, on tiny sizes."""
+
+import json
+
+import pytest
+import torch
+
+from llava.bench import flips, random_clip, vision
+from llava.engine.stopwatch import Stopwatch
+from tests.conftest import GOLDEN, TINY_LLAVA
+
+TINY = {
+    "projection_dim": 16,
+    "vision_config": {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
+        **{"image_size": 56, "patch_size": 14, "projection_dim": 16},
+    },
+    "text_config": {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "projection_dim": 16},
+    },
+}
+
+
+@pytest.fixture
+def tiny_clip(monkeypatch):
+    write = random_clip.write_random_clip
+    monkeypatch.setattr(vision, "write_random_clip", lambda folder: write(folder, TINY))
+
+
+def test_the_vision_side_is_measured_stage_by_stage(tiny_clip, capsys):
+    assert vision.main(["--device", "cpu", "--repeats", "1", "--batch", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["milliseconds"]) == {"encoder", "text tower", "selection"}
+    assert all(milliseconds > 0 for milliseconds in found["milliseconds"].values())
+    tower = vision.load_random_tower("TRIM:-1", torch.device("cpu"), torch.float32)
+    assert found["parameters"] == sum(parameter.numel() for parameter in tower.parameters())
+    assert len(tower.vision_tower.vision_model.encoder.layers) == 2
+
+
+def test_the_table_names_what_ran(tiny_clip, capsys):
+    assert vision.main(["--device", "cpu", "--repeats", "1", "--token-reduction", "TRIM:0.25"]) == 0
+    table = capsys.readouterr().out
+    assert "TRIM:0.25, batch 1, cpu, torch.float32" in table
+    assert "100.00% of the encoder" in table
+
+
+def test_flips_are_none_on_a_cpu_in_float32(capsys):
+    model = ["--model-path", str(TINY_LLAVA), "--device", "cpu", "--token-reduction", "TRIM:-1"]
+    assert flips.main([*model, "--images", str(GOLDEN), "--limit", "2", "--batch", "4"]) == 0
+    _, batches, exact = capsys.readouterr().out.splitlines()
+    assert " 0 of 3456 patches" in batches
+    assert " 0 of 6 picture-question pairs" in exact
+
+
+def test_flips_are_counted_by_hand():
+    kept = torch.tensor([[True, False, False, True], [True, True, False, False]])
+    line = flips.describe_flips(
+        "now", kept, torch.tensor([[True, False, False, True], [True, False, True, False]])
+    )
+    assert "2 of 8 patches (25.0000%), 1 of 2 picture-question pairs" in line
+
+
+def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
+    assert flips.main(["--images", str(tmp_path)]) == 2
+    assert "no pictures" in capsys.readouterr().err
+
+
+def test_a_stopwatch_measures_laps():
+    watch = Stopwatch(torch.device("cpu"))
+    assert 0 <= watch.lap() < 1000
