@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import CLIPModel, CLIPTokenizer
+
+from llava.assistant import Assistant, Generation, Question
+from playground.shapes.measure import held_out_questions, is_right
+from playground.shapes.measure_clip import measure_clip
+from playground.shapes.world import EXAMPLE_SEED, Scene
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "playground" / "shapes" / "checkpoints"
+CLIP, LLAVA = CHECKPOINTS / "clip-shapes", CHECKPOINTS / "llava-shapes"
+
+
+def test_checkpoints_are_small_half_precision_and_hold_clip_once():
+    assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()) < 20e6
+    for folder in (CLIP, LLAVA):
+        with safe_open(folder / "model.safetensors", "pt") as weights:
+            names = list(weights.keys())
+            assert {weights.get_tensor(name).dtype for name in names if "position_ids" not in name} == {
+                torch.float16
+            }
+    assert not any("vision_tower" in name for name in names)
+
+
+def test_config_turns_the_reducer_on_and_finds_its_clip_beside_it():
+    config = json.loads((LLAVA / "config.json").read_text())
+    assert config["mm_vision_token_reduce_func"] == "TRIM:-1"
+    assert (LLAVA.parent / config["mm_vision_tower"] / "config.json").exists()
+    assert config["hidden_size"] // config["num_attention_heads"] in (32, 64)
+
+
+def test_clip_keeps_what_a_question_names_and_little_else():
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).eval()
+    results = measure_clip(model, CLIPTokenizer.from_pretrained(CLIP), 20)
+    for kind in ("color", "shape", "presence"):
+        assert results[kind]["named kept"] > 0.9
+        assert results[kind]["others kept"] < 0.2
+        assert 0.02 < results[kind]["kept"] < 0.25
+
+
+def test_model_answers_held_out_questions_and_the_readmes():
+    assistant = Assistant.load(str(LLAVA))
+    asked = list(held_out_questions(60))
+    questions = [Question(question.text, (scene.render(),)) for scene, question in asked]
+    answers = assistant.answer_all(questions, Generation(max_new_tokens=12))
+    right = [
+        is_right(answer.text, question.answer) for (_, question), answer in zip(asked, answers, strict=True)
+    ]
+    assert sum(right) / len(right) > 0.8
+    (star,) = (thing for thing in Scene.from_seed(EXAMPLE_SEED).things if thing.shape == "star")
+    example = Image.open(ROOT / "images" / "shapes.png").convert("RGB")
+    assert is_right(assistant.answer("What color is the star?", example).text, star.color)
