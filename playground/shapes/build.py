@@ -104,6 +104,8 @@ def ship(clip: Path, stage2: Path, output: Path) -> None:
     unfinished = folder / "unfinished"
     save_file(own, unfinished, metadata={"format": "pt"})
     unfinished.rename(folder / "model.safetensors")
+    for file in (*output.glob(f"{CLIP}/*"), *folder.iterdir()):
+        file.chmod(0o644)  # safetensors leaves its files to their owner alone
 
 
 def build(steps: list[Step]) -> None:

@@ -1,4 +1,5 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,6 @@ def test_smoke_build_makes_a_model_that_answers_and_is_not_made_twice(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "llava-shapes"
     picture = ROOT / "images" / "shapes.png"
     arguments = ["ask", "--model-path", checkpoint, "--image", picture, "What color is the star?"]
-    subprocess.run(["python", "-c", ask, *arguments], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-c", ask, *arguments], check=True, cwd=ROOT, timeout=120)
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert again.count("there already") == 7
