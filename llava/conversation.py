@@ -199,6 +199,24 @@ def clip_text(message: str) -> str:
     return message.strip()
 
 
+def wrap_image_tokens(message: str, template: Conversation, mm_use_im_start_end: bool) -> str:
+    """Write around every image placeholder of a message what template and model expect there.
+
+    Training and asking both come through here, so that a model is asked with the prompt it was trained on.
+
+    Args:
+        message: A turn of the user; placeholders that are already wrapped stay as they are.
+        template: The ``mmtag`` templates put `IMAGE_TAGS` around an image.
+        mm_use_im_start_end: The model's setting of this name: its own start and end tokens around an image.
+    """
+    image = DEFAULT_IMAGE_TOKEN
+    if mm_use_im_start_end:
+        image = f"{DEFAULT_IM_START_TOKEN}{image}{DEFAULT_IM_END_TOKEN}"
+    if "mmtag" in template.version:
+        image = image.join(IMAGE_TAGS)
+    return message.replace(image, DEFAULT_IMAGE_TOKEN).replace(DEFAULT_IMAGE_TOKEN, image)
+
+
 def user_turns(prompt: str) -> list[str]:
     """Recover what the user said from a rendered prompt, for callers that hand over nothing else.
 

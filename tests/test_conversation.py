@@ -15,6 +15,7 @@ from llava.conversation import (
     default_conversation,
     find_template,
     user_turns,
+    wrap_image_tokens,
 )
 
 TWO_ROUNDS = ["<image>\nWhat is shown?", "A red circle.", "And how many?", "Two."]
@@ -132,6 +133,26 @@ def test_text_without_template_is_taken_whole():
 def test_clip_sees_words_only():
     assert clip_text("<im_start><image><im_end>\nHow  many?\nOne word. ") == "How  many?\nOne word."
     assert clip_text("Is <image-placeholder> red?") == "Is  red?"
+
+
+@pytest.mark.parametrize(
+    ("name", "start_end", "expected"),
+    [
+        ("v1", False, "<image>\n<image>\nSame?"),
+        ("v1", True, "<im_start><image><im_end>\n<im_start><image><im_end>\nSame?"),
+        ("v1_mmtag", False, "<Image><image></Image>\n<Image><image></Image>\nSame?"),
+        (
+            "v0_mmtag",
+            True,
+            "<Image><im_start><image><im_end></Image>\n<Image><im_start><image><im_end></Image>\nSame?",
+        ),
+    ],
+)
+def test_every_image_is_wrapped_once(name: str, start_end: bool, expected: str):
+    wrapped = wrap_image_tokens("<image>\n<image>\nSame?", conv_templates[name], start_end)
+    assert wrapped == expected
+    assert wrap_image_tokens(wrapped, conv_templates[name], start_end) == expected
+    assert clip_text(wrapped) == "Same?"
 
 
 def test_a_copy_is_independent():

@@ -14,20 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import (
-    IMAGE_TAGS,
     Conversation,
     Segment,
     SeparatorStyle,
     clip_text,
     default_conversation,
+    wrap_image_tokens,
 )
 from llava.errors import UserError
 from llava.tokenizer import pieces_with_spans
@@ -51,15 +45,13 @@ def preprocess_multimodal(
     turns = [[dict(turn) for turn in source] for source in sources]
     if not data_args.is_multimodal:
         return turns
-    image = DEFAULT_IMAGE_TOKEN.join(IMAGE_TAGS) if "mmtag" in template.version else DEFAULT_IMAGE_TOKEN
-    if getattr(data_args, "mm_use_im_start_end", False):
-        wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-        image = image.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+    uses_start_end = getattr(data_args, "mm_use_im_start_end", False)
     for source in turns:
         for turn in source:
             if DEFAULT_IMAGE_TOKEN in turn["value"]:
                 words = turn["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
-                turn["value"] = f"{image}\n{words}".strip()
+                moved = f"{DEFAULT_IMAGE_TOKEN}\n{words}".strip()
+                turn["value"] = wrap_image_tokens(moved, template, uses_start_end)
     return turns
 
 

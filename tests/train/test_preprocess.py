@@ -143,6 +143,8 @@ def test_the_placeholder_moves_to_the_front_once():
     assert preprocess_multimodal([turns], marked)[0][0]["value"].startswith("<im_start><image><im_end>\nWhat")
     tagged = preprocess_multimodal([turns], MULTIMODAL, conv_templates["v1_mmtag"])
     assert tagged[0][0]["value"].startswith("<Image><image></Image>\nWhat")
+    both = preprocess_multimodal([turns], marked, conv_templates["v1_mmtag"])
+    assert both[0][0]["value"].startswith("<Image><im_start><image><im_end></Image>\nWhat")
 
 
 def test_a_placeholder_without_image_is_text(tokenizer):
