@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +24,18 @@ Size = tuple[int, int]
 def load_image_from_base64(image: str | bytes) -> Image.Image:
     """Decode an image from base64, as questions of MMBench and requests to a server carry it.
 
+    Args:
+        image: Base64; line breaks and other blanks in it are not read.
+
     Raises:
         UserError: If this is not base64 or not an image.
     """
     try:
-        return load_image_bytes(base64.b64decode(image, validate=True))
-    except binascii.Error as error:
+        text = image.encode("ascii") if isinstance(image, str) else image
+        data = base64.b64decode(b"".join(text.split()), validate=True)
+    except ValueError as error:  # binascii's error and that of text beyond ASCII are both of this type
         raise UserError(f"an image must be base64 text; got {image[:20]!r}...") from error
+    return load_image_bytes(data)
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:

@@ -111,8 +111,15 @@ def test_images_in_base64():
     buffer = io.BytesIO()
     Image.new("RGB", (3, 2), "red").save(buffer, format="PNG")
     assert load_image_from_base64(base64.b64encode(buffer.getvalue())).size == (3, 2)
-    with pytest.raises(UserError, match="base64"):
-        load_image_from_base64("not base64!")
+    in_lines = base64.encodebytes(buffer.getvalue()).replace(b"\n", b"\r\n")
+    assert load_image_from_base64(in_lines).size == (3, 2)
+    assert load_image_from_base64(in_lines.decode()).size == (3, 2)
+
+
+@pytest.mark.parametrize("image", ["not base64!", "AAAé", b"\xff\xfe", "AAA", "AAAA", ""])
+def test_what_is_no_image_in_base64_is_refused(image: str | bytes):
+    with pytest.raises(UserError, match=r"base64|the image"):
+        load_image_from_base64(image)
 
 
 @pytest.mark.parametrize(
