@@ -12,21 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-)
-from llava.conversation import Conversation, choose_template, clip_text, find_template
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, choose_template, clip_text, find_template, wrap_image_tokens
 from llava.engine.answer_text import AnswerText
 from llava.engine.base import Engine, Generation
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.errors import MissingFileError, UserError
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
-from llava.model.builder import choose_placement
 from llava.model.loading import LoadedModel, load_checkpoint
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens, parse_reduction
+from llava.model.placement import choose_placement
 from llava.turns import Answer, Cost, Question, SeenImage, Turn
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
@@ -144,7 +140,7 @@ class Assistant:
     @property
     def device(self) -> torch.device:
         """Where prompts are embedded."""
-        return self.model.get_model().embed_tokens.weight.device
+        return self.model.input_device
 
     @torch.inference_mode()
     def see(self, images: Sequence[Image.Image]) -> list[SeenImage]:
@@ -179,10 +175,8 @@ class Assistant:
             text = f"{DEFAULT_IMAGE_TOKEN}\n" * images + text
         elif placeholders != images:
             raise UserError(f"{placeholders} <image> placeholders in the question, {images} images given")
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-            text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-        return text
+        uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
+        return wrap_image_tokens(text, self.template, uses_start_end)
 
     def reducer(self, setting: str | None) -> Reducer:
         """Return the reducer of a setting, or the model's own."""
@@ -230,22 +224,24 @@ class Assistant:
         reduction_ms = watch.lap()
         prompts, visual_tokens = self._embed(turns, [tokens for tokens, _ in reduced])
         texts = [AnswerText(self.tokenizer, self.template.ends[1]) for _ in turns]
-        first_token_ms = 0.0
-        for step, tokens in enumerate(self.engine.stream(prompts, options)):
-            if step == 0:
-                first_token_ms = watch.lap()
+        steps_ms = []
+        for tokens in self.engine.stream(prompts, options):
             going = [
                 None if token is None or text.stopped else token
                 for token, text in zip(tokens, texts, strict=True)
             ]
             if all(token is None for token in going):
                 break
-            yield [
+            pieces = [
                 "" if token is None else text.push(token) for token, text in zip(going, texts, strict=True)
             ]
+            steps_ms.append(watch.lap())
+            yield pieces
+            watch.lap()  # what the reader did meanwhile is none of the answer's cost
+        steps_ms.append(watch.lap())
         yield [text.finish() for text in texts]
-        rest_ms = watch.lap()
-        shares = [spent / len(turns) for spent in (vision_ms, reduction_ms, first_token_ms, rest_ms)]
+        spent = (vision_ms, reduction_ms, steps_ms[0], sum(steps_ms[1:]))
+        shares = [milliseconds / len(turns) for milliseconds in spent]
         return [
             Answer(text.text, Cost(turn.patches, count, len(text.ids), *shares), kept)
             for turn, text, count, (_, kept) in zip(turns, texts, visual_tokens, reduced, strict=True)

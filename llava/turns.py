@@ -39,7 +39,7 @@ class Cost:
         new_tokens: Tokens of the answer.
         vision_ms: Preprocessing and vision encoder; 0 if the pictures were seen before.
         reduction_ms: Text encoder and choice of patches.
-        first_token_ms: Projector, embedding and the language model's first step.
+        first_token_ms: Projector, embedding and the language model's first step; with beams the whole search.
         rest_ms: All other steps.
     """
 

@@ -1,5 +1,7 @@
 """The one road: whole, batched, streamed, multi-turn; its costs and its refusals."""
 
+import time
+
 import pytest
 import torch
 
@@ -61,6 +63,15 @@ def test_streamed_pieces_join_to_the_whole_answer(assistant, picture):
     pieces = list(assistant.stream("What is it?", picture, SHORT))
     assert "".join(pieces) == whole
     assert len(pieces) > 1
+
+
+def test_the_readers_own_time_is_no_cost_of_the_answer(assistant, picture):
+    chat = assistant.chat(picture)
+    for _ in chat.stream("What is it?", Generation(max_new_tokens=3)):
+        time.sleep(0.5)
+    cost = chat.answers[-1].cost
+    without = assistant.answer("What is it?", picture, Generation(max_new_tokens=3)).cost
+    assert cost.rest_ms < 500 + 3 * without.rest_ms  # three steps were slept through for half a second each
 
 
 def count_encodings(assistant, monkeypatch):

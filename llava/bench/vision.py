@@ -18,9 +18,9 @@ import torch
 
 from llava.bench.random_clip import write_random_clip
 from llava.engine.stopwatch import Stopwatch
-from llava.model.loading import parse_device, parse_dtype
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import ReducerInputs, patch_relevance
+from llava.model.placement import parse_device, parse_dtype
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 

@@ -5,6 +5,7 @@ Shapes: L_i positions of prompt i, H width of the language model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,8 +21,8 @@ class Generation:
 
     Attributes:
         max_new_tokens: The most tokens of one answer.
-        temperature: 0 always takes the likeliest token; above, the distribution is sharpened (< 1) or
-            flattened (> 1).
+        temperature: 0 always takes the likeliest token, and so does all below 0.001, as in LLaVA's servers;
+            above, the distribution is sharpened (< 1) or flattened (> 1).
         top_p: Sample from the likeliest tokens that together have this probability.
         num_beams: Beams of a beam search; 1 for none.
     """
@@ -39,12 +40,17 @@ class Generation:
         """
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; accepted: 1 or more")
-        if not self.temperature >= 0:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise UserError(f"temperature is {self.temperature}; accepted: 0 (greedy) or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; accepted: above 0, up to 1")
         if self.num_beams < 1:
             raise UserError(f"num_beams is {self.num_beams}; accepted: 1 or more")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn by chance."""
+        return self.temperature >= 0.001
 
 
 class Engine(Protocol):

@@ -77,15 +77,14 @@ class TransformersEngine:
         self, embeddings: Tensor, mask: Tensor, options: Generation
     ) -> Iterator[list[int | None]]:
         """Search with beams over (B, L, H) prompts; nothing is certain before the end of the search."""
-        sampling = options.temperature > 0
         ids = self.model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
-            do_sample=sampling,
-            temperature=options.temperature if sampling else None,
-            top_p=options.top_p if sampling else None,
+            do_sample=options.samples,
+            temperature=float(options.temperature) if options.samples else None,
+            top_p=options.top_p if options.samples else None,
             pad_token_id=min(self.end_ids),
             eos_token_id=sorted(self.end_ids),
         )
@@ -115,8 +114,8 @@ def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def _warpers(options: Generation) -> LogitsProcessorList:
     """Return what shapes the (B, V) logits before a token is drawn; empty for the likeliest token."""
     warpers = LogitsProcessorList()
-    if options.temperature > 0:
-        warpers.append(TemperatureLogitsWarper(options.temperature))
+    if options.samples:
+        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
         if options.top_p is not None and options.top_p < 1:
             warpers.append(TopPLogitsWarper(options.top_p))
     return warpers

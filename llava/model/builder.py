@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.loading import (
-    Placement,
-    best_device,
-    choose_attention,
-    choose_quantization,
-    load_checkpoint,
-    parse_device,
-    parse_dtype,
-)
-
-logger = logging.getLogger(__name__)
+from llava.model.loading import load_checkpoint
+from llava.model.placement import choose_placement
 
 
 def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
@@ -77,40 +67,3 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         model_path, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
     )
     return loaded.tokenizer, loaded.model, loaded.image_processor, loaded.context_length
-
-
-def choose_placement(  # noqa: PLR0913 - one argument per choice of a command line
-    device: str | None,
-    dtype: str | torch.dtype | None,
-    *,
-    device_map: Any = None,
-    load_8bit: bool = False,
-    load_4bit: bool = False,
-    use_flash_attn: bool = False,
-    attn_implementation: str | None = None,
-) -> Placement:
-    """Decide where and in which form to load a model.
-
-    Args:
-        device: A device's name; None for the best there is.
-        dtype: A float type; None for the device's default.
-        device_map: ``auto`` or accelerate's map; read only where there is an accelerator.
-        load_8bit: As in `load_pretrained_model`, like the rest.
-        load_4bit: As there.
-        use_flash_attn: As there.
-        attn_implementation: As there.
-
-    Raises:
-        UserError: If the device or type cannot be used, or bitsandbytes is needed and missing.
-    """
-    chosen = parse_device(device) if device is not None else best_device()
-    chosen_dtype = parse_dtype(dtype, chosen)
-    if chosen.type == "cpu" and device_map == "auto":
-        device_map = None
-    return Placement(
-        device=chosen,
-        dtype=chosen_dtype,
-        device_map=device_map,
-        attn_implementation=attn_implementation or choose_attention(chosen, chosen_dtype, use_flash_attn),
-        quantization=choose_quantization(load_8bit, load_4bit, chosen_dtype),
-    )

@@ -26,7 +26,7 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
 
     Args:
         name: An absolute or relative folder, or a hub id such as ``openai/clip-vit-large-patch14-336``.
-        beside: A checkpoint folder; ``name`` may be a folder next to it or in it.
+        beside: The checkpoint whose config says ``name``, which may be a folder next to it or in it.
 
     Raises:
         MissingFileError: If there is no such folder and ``name`` is no hub id that can be downloaded now.
@@ -96,15 +96,25 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold a whole model's weights, one or its shards; empty if there are none."""
+    """List the files that hold a whole model's weights, one or its shards; empty if there are none.
+
+    Raises:
+        MissingFileError: If a shard is missing.
+        UserError: If the list of shards is damaged.
+    """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return [
-                folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+        index = f"{name}.index.json"
+        if (folder / index).is_file():
+            shards = read_config(folder, index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise UserError(f"{folder / index} has no weight_map, so it lists no weights")
+            files = [folder / str(shard) for shard in sorted(set(shards.values()))]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise MissingFileError(f"{folder} lacks {len(missing)} of {len(files)} shards: {missing[0]}")
+            return files
     return []
 
 

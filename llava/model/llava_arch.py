@@ -81,7 +81,8 @@ class LlavaMetaModel:
         B7).
 
         Args:
-            model_args: Anything with LLaVA's ``ModelArguments``.
+            model_args: Anything with LLaVA's ``ModelArguments``, and maybe ``vision_tower_beside``, the
+                checkpoint next to which the tower's folder may lie.
             fsdp: LLaVA's argument, unused.
 
         Raises:
@@ -89,7 +90,10 @@ class LlavaMetaModel:
         """
         del fsdp
         config = self.config
-        old_projector = (getattr(config, "mm_projector_type", None), getattr(config, "mm_hidden_size", None))
+        old_projector = (
+            getattr(config, "mm_projector_type", None) or "linear",
+            getattr(config, "mm_hidden_size", None),
+        )
         config.mm_vision_tower = model_args.vision_tower or config.mm_vision_tower
         config.mm_vision_select_layer = model_args.mm_vision_select_layer
         config.mm_vision_select_feature = model_args.mm_vision_select_feature
@@ -100,7 +104,8 @@ class LlavaMetaModel:
 
         placed = next(self.parameters())  # type: ignore[attr-defined]
         self.vision_tower = build_vision_tower(config, delay_load=True)
-        self.vision_tower.load_model(device=placed.device, dtype=placed.dtype)
+        beside = getattr(model_args, "vision_tower_beside", None)
+        self.vision_tower.load_model(beside=beside, device=placed.device, dtype=placed.dtype)
         config.mm_hidden_size = self.vision_tower.hidden_size
 
         if getattr(self, "mm_projector", None) is None or old_projector != (
@@ -149,6 +154,17 @@ class LlavaMetaForCausalLM(ABC):
         """Return the tower, or None for a plain language model."""
         return self.get_model().get_vision_tower()
 
+    @property
+    def input_device(self) -> torch.device:
+        """Where ids are embedded, also when accelerate keeps the embeddings elsewhere."""
+        embeddings = self.get_model().embed_tokens
+        weight: Tensor = embeddings.weight
+        if not weight.is_meta:
+            return weight.device
+        hooks = getattr(embeddings._hf_hook, "hooks", (embeddings._hf_hook,))
+        devices = [getattr(hook, "execution_device", None) for hook in hooks]
+        return torch.device(next(device for device in devices if device is not None))
+
     def encode_images(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
         """See, reduce and project a batch of pictures.
 
@@ -168,7 +184,10 @@ class LlavaMetaForCausalLM(ABC):
         """Map packed tokens (sum(counts), D) to the language model's width, (sum(counts), H)."""
         projector = self.get_model().mm_projector
         placed = next(projector.parameters(), tokens.packed)
-        packed = projector(tokens.packed.to(device=placed.device, dtype=placed.dtype))
+        packed = tokens.packed.to(placed.dtype)
+        if not placed.is_meta:  # weights that accelerate keeps elsewhere fetch their inputs themselves
+            packed = packed.to(placed.device)
+        packed = projector(packed)
         return VisualTokens(packed, tokens.counts, tokens.kept)
 
     def _tokens_per_image(
@@ -394,10 +413,10 @@ class LlavaMetaForCausalLM(ABC):
             self.get_input_embeddings().requires_grad_(True)  # type: ignore[attr-defined]
             self.get_output_embeddings().requires_grad_(False)  # type: ignore[attr-defined]
         if model_args.pretrain_mm_mlp_adapter:
-            _load_new_rows(inputs, Path(model_args.pretrain_mm_mlp_adapter), added or 2)
+            load_new_rows(inputs, Path(model_args.pretrain_mm_mlp_adapter), added or 2)
 
 
-def _load_new_rows(embeddings: Tensor, path: Path, rows: int) -> None:
+def load_new_rows(embeddings: Tensor, path: Path, rows: int = 2) -> None:
     """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:

@@ -1,7 +1,4 @@
-"""From a folder to a model: what a checkpoint is comes from its files and its config, not its name (D9).
-
-Device, types, attention and quantization are decided here once, for every caller.
-"""
+"""From a folder to a model: what a checkpoint is comes from its files and its config, not its name (D9)."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ from enum import Enum, auto
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
@@ -33,20 +29,15 @@ from llava.model.checkpoint_files import (
     weight_files,
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.llava_arch import load_projector
+from llava.model.llava_arch import load_new_rows, load_projector
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.placement import Placement
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
+TOWER = "model.vision_tower."
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
@@ -60,25 +51,6 @@ class CheckpointKind(Enum):
     """``mm_projector.bin``, to go with a base model."""
     LORA = auto()
     """A LoRA adapter and ``non_lora_trainables.bin``, to go with a base model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and in which form a model is loaded.
-
-    Attributes:
-        device: Device of the vision tower and, without ``device_map``, of everything.
-        dtype: Type of all weights that are not quantized.
-        device_map: How accelerate spreads the language model over several devices, if it is to.
-        attn_implementation: Name of transformers' attention.
-        quantization: 8-bit or 4-bit settings of the language model.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    device_map: Any = None
-    attn_implementation: str = "sdpa"
-    quantization: BitsAndBytesConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,82 +68,6 @@ class LoadedModel:
     model: LlavaLlamaForCausalLM
     image_processor: CLIPImageProcessorPil | None
     context_length: int
-
-
-def best_device() -> torch.device:
-    """Return the device this machine computes best on."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def parse_device(name: str | torch.device | None) -> torch.device:
-    """Read a device name; None is the best there is.
-
-    Raises:
-        UserError: If the name is no device, or the machine has no such device.
-    """
-    if name is None:
-        return best_device()
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch asserts where it was built without a backend.
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {str(name)!r} cannot be used here ({reason}); accepted: cpu, cuda, cuda:N, mps"
-        ) from None
-    return device
-
-
-def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Read a float type; None is float32 on a CPU, float16 elsewhere (D13).
-
-    Raises:
-        UserError: If the name is not one of the accepted ones.
-    """
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UserError(f"{dtype!r} is no float type; accepted: {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
-def choose_attention(device: torch.device, dtype: torch.dtype, wanted: bool = False) -> str:
-    """Return flash attention where it is installed and usable, otherwise PyTorch's own fused attention."""
-    usable = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
-    if wanted and not usable:
-        logger.warning(
-            "flash attention needs CUDA, a 16-bit type and llava[flash]; using PyTorch's attention instead"
-        )
-    return "flash_attention_2" if usable else "sdpa"
-
-
-def choose_quantization(
-    load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype
-) -> BitsAndBytesConfig | None:
-    """Return LLaVA's settings for 8-bit or 4-bit (nf4, double quantization) weights, or None.
-
-    Raises:
-        UserError: If both are asked for, or bitsandbytes is not installed.
-    """
-    if not (load_8bit or load_4bit):
-        return None
-    if load_8bit and load_4bit:
-        raise UserError("both 8-bit and 4-bit weights were asked for; choose one")
-    if find_spec("bitsandbytes") is None:
-        raise UserError("8-bit and 4-bit weights need bitsandbytes: pip install 'llava[quant]'")
-    return BitsAndBytesConfig(
-        load_in_8bit=load_8bit,
-        load_in_4bit=load_4bit,
-        bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=["model.mm_projector", "model.vision_tower", "lm_head"],
-    )
 
 
 def checkpoint_kind(folder: Path) -> CheckpointKind:
@@ -217,24 +113,29 @@ def load_checkpoint(
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
     config = read_llava_config(folder, vision_tower, token_reduction)
-    is_full = kind is CheckpointKind.FULL
-    source = folder if is_full else _base_folder(folder, kind, model_base)
-    if is_full and model_base is not None:
-        logger.warning("%s is a whole model; --model-base %s is not used", model_path, model_base)
+    source = _language_model_folder(folder, kind, model_base)
     tokenizer = load_tokenizer(source)
-    model = load_language_model(source, config, placement, needs_projector=is_full)
-    if kind is CheckpointKind.PROJECTOR:
-        load_projector(model.get_model().mm_projector, folder / "mm_projector.bin")
-    if kind is CheckpointKind.LORA:
-        model = _apply_lora(model, folder)
+    # A checkpoint beside a base may have more tokens than it: they are added below.
+    config.vocab_size = read_config(source).get("vocab_size", config.vocab_size)
+    model, missing = _load_weights(source, config, placement)
     _add_image_tokens(model, tokenizer)
+    if kind is CheckpointKind.PROJECTOR:
+        missing -= _apply_projector(model, folder)
+    if kind is CheckpointKind.LORA:
+        model, supplied = _apply_lora(model, folder)
+        missing -= supplied
+    _refuse_missing(missing, source if kind is CheckpointKind.FULL else folder)
     model.tokenizer = tokenizer
     tower = model.get_vision_tower()
     if tower is not None:
-        device = model.get_input_embeddings().weight.device
-        tower.load_model(beside=folder, device=device, dtype=placement.dtype)
+        # What a config names may lie beside it; what the user names is where the user is.
+        beside = folder if vision_tower is None else None
+        tower.load_model(beside=beside, device=model.input_device, dtype=placement.dtype)
+        _check_width(tower, config)
         if getattr(config, "unfreeze_mm_vision_tower", False):
-            _load_trained_tower(model, folder)
+            load_trained_tower(model, source)
+            if kind is CheckpointKind.LORA:
+                _fill_tower(model, _trained_beside_adapter(folder))
     context_length = getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
     return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
 
@@ -266,26 +167,62 @@ def read_llava_config(
             f"{folder} is in transformers' own LLaVA format (text_config in config.json); use the original "
             "checkpoint, for example liuhaotian/llava-v1.5-7b"
         )
-    config = LlavaConfig.from_dict(values)
+    try:
+        config = LlavaConfig.from_dict(values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is no Llama config: {error}") from None
     if vision_tower is not None:
         config.mm_vision_tower = vision_tower
     if token_reduction is not None:
         config.mm_vision_token_reduce_func = token_reduction
-    if getattr(config, "mm_vision_tower", None) is None and token_reduction not in (None, "none"):
-        raise UserError(f"token reduction {token_reduction!r} needs a vision tower, and {folder} has none")
+    _check_vision_keys(config, folder)
     return config
 
 
-def _base_folder(folder: Path, kind: CheckpointKind, model_base: str | None) -> Path:
-    """Find the language model that a projector or an adapter goes with."""
-    if model_base is None and kind is CheckpointKind.LORA:
-        model_base = read_config(folder, "adapter_config.json").get("base_model_name_or_path")
-    if not model_base:
-        held = "a LoRA adapter" if kind is CheckpointKind.LORA else "a projector"
+def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
+    """Refuse a config that names a vision tower without what goes with it, or the reverse."""
+    if getattr(config, "mm_vision_tower", None):
+        for key in ("mm_vision_select_layer", "mm_hidden_size"):
+            if not isinstance(getattr(config, key, None), int):
+                raise UserError(
+                    f"{folder / 'config.json'} names a vision tower and lacks a whole number {key}"
+                )
+        return
+    reduction = getattr(config, "mm_vision_token_reduce_func", None)
+    if reduction not in (None, "none"):
+        raise UserError(f"token reduction {reduction!r} needs a vision tower, and {folder} has none")
+
+
+def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str | None) -> Path:
+    """Find the language model of a checkpoint: its own folder, or the base it goes with.
+
+    Raises:
+        UserError: If a base is needed and not named.
+    """
+    if kind is CheckpointKind.FULL:
+        if model_base is not None:
+            logger.warning("%s is a whole model; --model-base %s is not used", folder, model_base)
+        return folder
+    if model_base is not None:
+        return resolve_folder(model_base)
+    held = "a projector"
+    if kind is CheckpointKind.LORA:
+        named = read_config(folder, "adapter_config.json").get("base_model_name_or_path")
+        if named:
+            return resolve_folder(named, beside=folder)
+        held = "a LoRA adapter"
+    raise UserError(
+        f"{folder} holds only {held}: name the language model it was trained on with --model-base"
+    )
+
+
+def _check_width(tower: CLIPVisionTower, config: LlavaConfig) -> None:
+    """Refuse a CLIP that the projector was not made for."""
+    if tower.hidden_size != config.mm_hidden_size:
         raise UserError(
-            f"{folder} holds only {held}: name the language model it was trained on with --model-base"
+            f"the vision tower {tower.folder} has features of width {tower.hidden_size}, and the projector "
+            f"of this checkpoint takes {config.mm_hidden_size}"
         )
-    return resolve_folder(model_base, beside=folder)
 
 
 @contextmanager
@@ -303,19 +240,35 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_language_model(
-    source: Path, config: LlavaConfig, placement: Placement, needs_projector: bool = True
-) -> LlavaLlamaForCausalLM:
-    """Load the weights of a folder into a LLaVA model.
+def load_language_model(source: Path, config: LlavaConfig, placement: Placement) -> LlavaLlamaForCausalLM:
+    """Load the weights of a folder into a LLaVA model, all of them.
 
     Args:
         source: Folder of a whole LLaVA or language model.
         config: Of the model to build; it has a projector if ``mm_vision_tower`` is set.
         placement: Where and in which form.
-        needs_projector: Whether the folder must hold the projector; a base model does not.
 
     Raises:
         UserError: If weights are damaged, missing or of another shape.
+    """
+    model, missing = _load_weights(source, config, placement)
+    _refuse_missing(missing, source)
+    return model
+
+
+def _refuse_missing(names: set[str], folder: Path) -> None:
+    """Refuse to go on with weights that no file supplied."""
+    if names:
+        raise UserError(f"{folder} lacks {len(names)} weights of the model, the first is {min(names)}")
+
+
+def _load_weights(
+    source: Path, config: LlavaConfig, placement: Placement
+) -> tuple[LlavaLlamaForCausalLM, set[str]]:
+    """Load what a folder holds, and say which weights it does not hold.
+
+    Raises:
+        UserError: If weights are damaged or of another shape.
     """
     device_map = placement.device_map
     if device_map is None and (placement.device.type != "cpu" or placement.quantization is not None):
@@ -333,7 +286,7 @@ def load_language_model(
                 ignore_mismatched_sizes=True,
                 weights_only=True,
             )
-    except (UnpicklingError, SafetensorError) as error:
+    except (UnpicklingError, SafetensorError, EOFError, OSError) as error:
         raise UserError(unreadable(source, error)) from None
     except RuntimeError as error:  # torch has no type of its own for a damaged file
         if "PytorchStreamReader" not in str(error):
@@ -345,19 +298,27 @@ def load_language_model(
     ]
     if wrong:
         raise UserError(f"{source} does not fit the config: {wrong[0]}")
-    missing = sorted(name for name in report["missing_keys"] if needs_projector or not _is_projector(name))
-    if missing:
-        raise UserError(f"{source} lacks {len(missing)} weights of the model, the first is {missing[0]}")
-    return model
+    return model, set(report["missing_keys"])
 
 
-def _is_projector(name: str) -> bool:
-    """Tell whether a weight belongs to what stage 1 trains beside a language model."""
-    return "mm_projector." in name or name.endswith("image_newline")
+def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
+    """Load what stage 1 trained: the projector, and the embeddings of start and end tokens if it has them.
+
+    Returns:
+        Names of the weights supplied.
+    """
+    path = folder / "mm_projector.bin"
+    load_projector(model.get_model().mm_projector, path)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        load_new_rows(model.get_input_embeddings().weight.data, path)
+    return {name for name in model.state_dict() if "mm_projector." in name}
 
 
-def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCausalLM:
+def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> tuple[LlavaLlamaForCausalLM, set[str]]:
     """Load what was trained beside the adapter, then merge the adapter into the weights.
+
+    Returns:
+        The merged model, and the names of the weights that were trained beside the adapter.
 
     Raises:
         UserError: If peft is not installed or the files do not fit.
@@ -366,12 +327,8 @@ def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCaus
         raise UserError("LoRA checkpoints need peft: pip install 'llava[train]'")
     from peft import PeftModel
 
-    trained = read_tensors(folder / "non_lora_trainables.bin")
-    trained = {name.removeprefix("base_model."): tensor for name, tensor in trained.items()}
-    if any(name.startswith("model.model.") for name in trained):
-        trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
     # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
-    trained = {name: tensor for name, tensor in trained.items() if "vision_tower." not in name}
+    trained = {name: value for name, value in _trained_beside_adapter(folder).items() if TOWER not in name}
     adapter = next(path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file())
     if any("vision_tower." in name for name, _ in iterate_file(adapter)):
         raise UserError(
@@ -383,7 +340,16 @@ def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCaus
         raise UserError(
             f"{folder / 'non_lora_trainables.bin'} holds weights of no part of the model: {unexpected[0]}"
         )
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), set(trained)
+
+
+def _trained_beside_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Read ``non_lora_trainables.bin``, with the names that the weights have in the model."""
+    trained = read_tensors(folder / "non_lora_trainables.bin")
+    trained = {name.removeprefix("base_model."): tensor for name, tensor in trained.items()}
+    if any(name.startswith("model.model.") for name in trained):
+        trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
+    return trained
 
 
 def _match_vocabulary(model: LlavaLlamaForCausalLM, trained: dict[str, torch.Tensor]) -> None:
@@ -407,11 +373,16 @@ def _add_image_tokens(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokeniz
         model.resize_token_embeddings(len(tokenizer))
 
 
-def _load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
+def load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
     """Overwrite CLIP's weights by those that a checkpoint trained itself (``unfreeze_mm_vision_tower``)."""
-    prefix = "model.vision_tower."
-    tower: PreTrainedModel | Any = model.get_vision_tower()
+    _fill_tower(model, dict(iterate_weights(folder, (TOWER,))))
+
+
+def _fill_tower(model: LlavaLlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
+    """Copy into the loaded tower what ``weights`` have of it, under the names of checkpoints."""
+    tower = model.get_vision_tower()
+    assert tower is not None
     own = tower.state_dict()
-    trained = {name.removeprefix(prefix): tensor for name, tensor in iterate_weights(folder, (prefix,))}
-    tower.load_state_dict({name: tensor for name, tensor in trained.items() if name in own}, strict=False)
+    named = {name.removeprefix(TOWER): tensor for name, tensor in weights.items() if name.startswith(TOWER)}
+    tower.load_state_dict({name: tensor for name, tensor in named.items() if name in own}, strict=False)
     tower.forget_texts()

@@ -80,7 +80,10 @@ def test_sampling_follows_the_seed_and_the_temperature(engine, prompts):
 
     assert sample(1, 5.0) == sample(1, 5.0)
     assert sample(1, 5.0) != sample(2, 5.0)
-    assert sample(1, 1e-4) == columns(engine.stream(prompts, Generation(max_new_tokens=8)))
+    assert sample(1, 1) != sample(2, 1)  # a whole number is a temperature too
+    assert (
+        sample(1, 1e-40) == sample(1, 1e-4) == columns(engine.stream(prompts, Generation(max_new_tokens=8)))
+    )
 
 
 def test_prompts_are_padded_in_front():
@@ -95,6 +98,7 @@ def test_prompts_are_padded_in_front():
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"num_beams": 0}, "num_beams is 0"),

@@ -131,6 +131,16 @@ def test_scores_are_float32_whatever_the_tower_is(dtype, pictures, loaded):
     assert tower.score_patches(tower.encode(pixels), tower.encode_questions(["a cat"])).dtype is torch.float32
 
 
+def test_autocast_rounds_nothing_that_decides_which_patches_stay(pictures, loaded):
+    _, model, processor, _ = loaded
+    pixels = process_images([pictures["img0.png"]], processor, model.config)
+    plain, tower = build_vision_tower(settings())(pixels, ["a cat"]), build_vision_tower(settings())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = tower(pixels, ["a cat"])
+    assert torch.equal(tokens.packed, plain.packed)
+    assert torch.equal(tower(pixels, ["a cat"]).packed, plain.packed)
+
+
 def test_a_folder_with_the_vision_half_only_serves_reducers_that_ask_nothing(tmp_path):
     folder = tmp_path / "vision"
     CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32).vision_model.save_pretrained(folder)

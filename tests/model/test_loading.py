@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from llava.errors import MissingFileError, UserError
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint_files import iterate_weights, read_tensors, resolve_folder
-from llava.model.loading import CheckpointKind, checkpoint_kind, parse_device, parse_dtype
+from llava.model.loading import CheckpointKind, checkpoint_kind
+from llava.model.placement import parse_device, parse_dtype
 from tests.conftest import TINY_CLIP, TINY_LLAVA
 
 IDS = torch.tensor([[1, 313, 746, -200, 1577, 1527]])
@@ -324,3 +325,136 @@ def test_defaults_of_types():
     assert parse_dtype(None, torch.device("cuda")) is torch.float16
     assert parse_dtype("bf16", torch.device("cpu")) is torch.bfloat16
     assert parse_device("cpu") == torch.device("cpu")
+
+
+def test_a_projector_trained_with_an_image_patch_token_loads_over_a_base_without_it(checkpoint_copy, base):
+    """`mm_use_im_patch_token` is true by default, so stage 1 writes a vocabulary of one token more."""
+    folder = base.parent / "llava-tiny-pretrain"
+    folder.mkdir()
+    config = json.loads((TINY_LLAVA / "config.json").read_text())
+    config |= {"vocab_size": 1603, "mm_use_im_patch_token": True, "mm_use_im_start_end": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: tensor for name, tensor in weights_of(TINY_LLAVA).items() if "mm_projector" in name}
+    new_rows = torch.stack([torch.full((64,), 2.0), torch.full((64,), 3.0)])
+    torch.save({**weights, "model.embed_tokens.weight": new_rows}, folder / "mm_projector.bin")
+    tokenizer, model, _, _ = load(folder, base)
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings == 1603
+    assert torch.equal(model.get_input_embeddings().weight[-2:], new_rows)
+
+
+def test_a_lora_checkpoint_without_any_projector_is_refused(checkpoint_copy, base):
+    from peft import LoraConfig, get_peft_model
+
+    lora = get_peft_model(load(TINY_LLAVA)[1], LoraConfig(r=2, target_modules=r"model\.layers\.0.*q_proj"))
+    folder = base.parent / "llava-tiny-lora"
+    lora.save_pretrained(folder)
+    torch.save({}, folder / "non_lora_trainables.bin")
+    shutil.copy(TINY_LLAVA / "config.json", folder)
+    with pytest.raises(UserError, match=r"lacks 4 weights.*mm_projector"):
+        load(folder, base)
+
+
+def test_an_adapter_over_a_base_that_trained_its_tower_keeps_that_tower(checkpoint_copy):
+    from peft import LoraConfig, get_peft_model
+
+    folder = checkpoint_copy(unfreeze_mm_vision_tower=True)
+    clip = load_file(TINY_CLIP / "model.safetensors")
+    trained = {
+        f"model.vision_tower.vision_tower.{name}": tensor * 0.5
+        for name, tensor in clip.items()
+        if name.startswith("vision_model.")
+    }
+    torch.save({**weights_of(folder), **trained}, folder / "pytorch_model.bin")
+    lora = get_peft_model(load(folder)[1], LoraConfig(r=2, target_modules=r"model\.layers\.0.*q_proj"))
+    adapter = folder.parent / "llava-tiny-lora"
+    lora.save_pretrained(adapter)
+    torch.save({}, adapter / "non_lora_trainables.bin")
+    shutil.copy(folder / "config.json", adapter)
+    norm = load(adapter, folder)[1].get_vision_tower().vision_tower.vision_model.post_layernorm.weight
+    assert torch.equal(norm, clip["vision_model.post_layernorm.weight"] * 0.5)
+
+
+def test_a_clip_of_another_width_is_refused_with_both_numbers(tmp_path):
+    from llava.bench.random_clip import write_random_clip
+    from tests.bench.test_bench import TINY
+
+    with pytest.raises(UserError, match="width 32.*takes 48"):
+        load(TINY_LLAVA, vision_tower=str(write_random_clip(tmp_path / "clip", TINY)))
+
+
+def test_a_clip_without_its_vocabulary_is_refused(checkpoint_copy):
+    """transformers would make a tokenizer to which all questions are the same."""
+    folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:-1")
+    (folder.parent / TINY_CLIP.name / "vocab.json").unlink()
+    with pytest.raises(MissingFileError, match=r"no vocab\.json"):
+        load(folder)
+
+
+def test_a_clip_without_its_preprocessor_is_refused(checkpoint_copy):
+    folder = checkpoint_copy()
+    (folder.parent / TINY_CLIP.name / "preprocessor_config.json").unlink()
+    with pytest.raises(MissingFileError, match=r"no preprocessor_config\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ('{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}', "lacks 1 of 1 shards"),
+        ("{", "not valid JSON"),
+        ("{}", "no weight_map"),
+    ],
+)
+def test_an_interrupted_download_is_one_sentence(index, message, checkpoint_copy):
+    folder = checkpoint_copy()
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(index)
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+def test_an_empty_weight_file_is_one_sentence(checkpoint_copy):
+    folder = checkpoint_copy()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="could not be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "abc"}, "is no Llama config"),
+        ({"mm_hidden_size": None}, "lacks a whole number mm_hidden_size"),
+        ({"mm_vision_select_layer": None}, "lacks a whole number mm_vision_select_layer"),
+        ({"mm_vision_tower": None, "mm_vision_token_reduce_func": "TRIM:-1"}, "needs a vision tower"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_sentence(change, message, checkpoint_copy):
+    with pytest.raises(UserError, match=message):
+        load(checkpoint_copy(**change))
+
+
+def test_a_map_for_accelerators_means_nothing_on_a_cpu():
+    model = load(TINY_LLAVA, device="cpu", device_map={"": 0})[1]
+    assert model.device == torch.device("cpu")
+
+
+def test_weights_that_accelerate_keeps_elsewhere_fetch_their_inputs(loaded):
+    from accelerate import cpu_offload
+
+    model = load(TINY_LLAVA)[1]
+    cpu_offload(model.get_model().mm_projector, execution_device=torch.device("cpu"))
+    cpu_offload(model.get_model().embed_tokens, execution_device=torch.device("cpu"))
+    assert model.get_model().mm_projector[0].weight.is_meta
+    assert model.input_device == torch.device("cpu")
+    assert torch.equal(logits(model), logits(loaded[1]))
+
+
+def test_what_the_user_names_is_where_the_user_is(checkpoint_copy, tmp_path, monkeypatch):
+    """A folder beside the checkpoint is what its config means; `--vision-tower clip` means ./clip."""
+    folder = checkpoint_copy()
+    elsewhere = tmp_path / "work"
+    shutil.copytree(TINY_CLIP, elsewhere / TINY_CLIP.name)
+    (folder.parent / TINY_CLIP.name / "config.json").write_text("{}")
+    monkeypatch.chdir(elsewhere)
+    assert load(folder, vision_tower=TINY_CLIP.name)[1].get_vision_tower().folder == Path(TINY_CLIP.name)

@@ -151,6 +151,12 @@ def test_no_reduction(text):
     assert parse_reduction(text) == NoReduction()
 
 
+def test_a_ratio_is_written_with_all_its_digits():
+    reducer = parse_reduction(f"TRIM:{145 / 576}")
+    assert parse_reduction(str(reducer)) == reducer
+    assert str(parse_reduction("TRIM:0.99999999")) != "TRIM:1"
+
+
 @pytest.mark.parametrize("text", SETTINGS)
 def test_a_setting_is_written_as_it_is_read(text):
     assert str(parse_reduction(text)) == text

@@ -116,6 +116,7 @@ class CLIPVisionTower(nn.Module):
                 device_map if isinstance(device_map, (str, torch.device)) and device_map != "auto" else "cpu"
             )
         self.folder = self._find_folder(beside)
+        self._require("preprocessor_config.json")
         self.image_processor = CLIPImageProcessorPil.from_pretrained(self.folder)
         vision, text = _read_clip_configs(self.folder)
         vision.num_hidden_layers = _layers_to_run(self.select_layer, vision.num_hidden_layers)
@@ -137,6 +138,11 @@ class CLIPVisionTower(nn.Module):
                 "openai/clip-vit-large-patch14-336"
             ) from None
 
+    def _require(self, name: str) -> None:
+        """Refuse a CLIP folder without a file of this name."""
+        if not (self.folder / name).is_file():
+            raise MissingFileError(f"the CLIP folder {self.folder} has no {name}")
+
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
         """Change the reducer, loading CLIP's text half if it is the first to ask for it.
 
@@ -153,6 +159,10 @@ class CLIPVisionTower(nn.Module):
             raise UserError(
                 f"the token reduction reads the question with CLIP's text half, which {self.folder} lacks"
             )
+        if not (self.folder / "tokenizer.json").is_file():
+            # transformers would make a tokenizer that knows no words, to which all questions are the same.
+            self._require("vocab.json")
+            self._require("merges.txt")
         self.text_tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         self.text_tower = _load_half(
             CLIPTextModelWithProjection, self._text_config, self.folder, ("text_model.", "text_projection.")
@@ -181,8 +191,13 @@ class CLIPVisionTower(nn.Module):
         """Return the patch features of (B, 3, H, W) pixels at the selected layer, (B, N, D)."""
         images = images.to(device=self.device, dtype=self.dtype)
         # The encoder ends at the selected layer, so its last hidden state is the one to read.
-        hidden = self.vision_tower.vision_model(images).last_hidden_state
+        with self._exact():
+            hidden = self.vision_tower.vision_model(images).last_hidden_state
         return hidden if self.select_feature == "cls_patch" else hidden[:, 1:]
+
+    def _exact(self) -> torch.autocast:
+        """Switch autocast off: training with it must not round what decides which patches stay."""
+        return torch.autocast(self.device.type, enabled=False)
 
     @torch.no_grad()
     def reduce(
@@ -208,8 +223,7 @@ class CLIPVisionTower(nn.Module):
         norm = self.vision_tower.vision_model.post_layernorm
         weight, bias = norm.weight.float(), norm.bias.float()
         normed = F.layer_norm(patches.float(), norm.normalized_shape, weight, bias, norm.eps)
-        # Training under autocast must not round what decides which patches stay.
-        with torch.autocast(patches.device.type, enabled=False):
+        with self._exact():
             return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
 
     @torch.no_grad()
@@ -230,11 +244,12 @@ class CLIPVisionTower(nn.Module):
 
     def _embed_text(self, text: str) -> Tensor:
         """Look up or encode one text, (E,): a frozen text tower says the same whenever it is asked."""
-        if text not in self._text_embeddings:
+        embedding = self._text_embeddings.get(text)
+        if embedding is None:
             if len(self._text_embeddings) >= REMEMBERED_TEXTS:
-                self._text_embeddings.pop(next(iter(self._text_embeddings)))
-            self._text_embeddings[text] = self._encode_text(text)
-        return self._text_embeddings[text]
+                self._text_embeddings.pop(next(iter(self._text_embeddings)), None)
+            self._text_embeddings[text] = embedding = self._encode_text(text)
+        return embedding
 
     def _encode_text(self, text: str) -> Tensor:
         """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
@@ -246,7 +261,8 @@ class CLIPVisionTower(nn.Module):
         if len(ids) > limit:
             self._warn_of_long_question(len(ids), limit)
             ids = ids[: limit - 1] + ids[-1:]
-        embedded = self.text_tower(torch.tensor([ids], device=self.device)).text_embeds
+        with self._exact():
+            embedded = self.text_tower(torch.tensor([ids], device=self.device)).text_embeds
         return embedded[0].float()
 
     def _warn_of_long_question(self, length: int, limit: int) -> None:

@@ -152,7 +152,9 @@ class Budget:
 
     def __str__(self) -> str:
         """Write the setting as `parse` reads it."""
-        return "-1" if self.keep is None else f"{self.keep:g}" if self.keep <= 1 else f"{int(self.keep)}"
+        if self.keep is None:
+            return "-1"
+        return f"{int(self.keep)}" if self.keep.is_integer() else repr(self.keep)
 
     def count(self, patches: int) -> int:
         """Return how many of N patches a fixed budget keeps: ``int(N * ratio)`` or its number, at least 1."""

@@ -1,0 +1,164 @@
+"""Where and in which form a model is loaded: device, type, attention, quantization, decided here once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_flash_attn_2_available
+
+from llava.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+FLASH_ATTENTION_CAPABILITY = (8, 0)  # Ampere and newer
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and in which form a model is loaded.
+
+    Attributes:
+        device: Device of the vision tower and, without ``device_map``, of everything.
+        dtype: Type of all weights that are not quantized.
+        device_map: How accelerate spreads the language model over several devices, if it is to.
+        attn_implementation: Name of transformers' attention.
+        quantization: 8-bit or 4-bit settings of the language model.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    device_map: Any = None
+    attn_implementation: str = "sdpa"
+    quantization: BitsAndBytesConfig | None = None
+
+
+def best_device() -> torch.device:
+    """Return the device this machine computes best on."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def parse_device(name: str | torch.device | None) -> torch.device:
+    """Read a device name; None is the best there is.
+
+    Raises:
+        UserError: If the name is no device, or the machine has no such device.
+    """
+    if name is None:
+        return best_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # torch asserts where it was built without a backend.
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {str(name)!r} cannot be used here ({reason}); accepted: cpu, cuda, cuda:N, mps"
+        ) from None
+    return device
+
+
+def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Read a float type; None is float32 on a CPU, float16 elsewhere (D13).
+
+    Raises:
+        UserError: If the name is not one of the accepted ones.
+    """
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"{dtype!r} is no float type; accepted: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, wanted: bool = False) -> str:
+    """Return flash attention where it is installed and usable, otherwise PyTorch's own fused attention."""
+    usable = (
+        device.type == "cuda"
+        and dtype != torch.float32
+        and is_flash_attn_2_available()
+        and torch.cuda.get_device_capability(device) >= FLASH_ATTENTION_CAPABILITY
+    )
+    if wanted and not usable:
+        logger.warning(
+            "flash attention needs CUDA, a 16-bit type and llava[flash]; using PyTorch's attention instead"
+        )
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def choose_quantization(
+    load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """Return LLaVA's settings for 8-bit or 4-bit (nf4, double quantization) weights, or None.
+
+    Raises:
+        UserError: If both are asked for, or bitsandbytes is not installed.
+    """
+    if not (load_8bit or load_4bit):
+        return None
+    if load_8bit and load_4bit:
+        raise UserError("both 8-bit and 4-bit weights were asked for; choose one")
+    if find_spec("bitsandbytes") is None:
+        raise UserError("8-bit and 4-bit weights need bitsandbytes: pip install 'llava[quant]'")
+    return BitsAndBytesConfig(
+        load_in_8bit=load_8bit,
+        load_in_4bit=load_4bit,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+        llm_int8_skip_modules=["model.mm_projector", "model.vision_tower", "lm_head"],
+    )
+
+
+def choose_placement(  # noqa: PLR0913 - one argument per choice of a command line
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    *,
+    device_map: Any = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    use_flash_attn: bool = False,
+    attn_implementation: str | None = None,
+) -> Placement:
+    """Decide where and in which form to load a model.
+
+    Args:
+        device: A device's name; None for the best there is.
+        dtype: A float type; None for the device's default.
+        device_map: ``auto`` or accelerate's map; read only where there is an accelerator.
+        load_8bit: As in `load_pretrained_model`, like the rest.
+        load_4bit: As there.
+        use_flash_attn: As there.
+        attn_implementation: As there.
+
+    Raises:
+        UserError: If the device or type cannot be used, or bitsandbytes is needed and missing.
+    """
+    chosen = parse_device(device) if device is not None else best_device()
+    chosen_dtype = parse_dtype(dtype, chosen)
+    # One device needs no map; a map made for accelerators means nothing on a CPU.
+    if chosen.type == "cpu" or (chosen.type == "mps" and device_map == "auto"):
+        device_map = None
+    return Placement(
+        device=chosen,
+        dtype=chosen_dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation or choose_attention(chosen, chosen_dtype, use_flash_attn),
+        quantization=choose_quantization(load_8bit, load_4bit, chosen_dtype),
+    )
