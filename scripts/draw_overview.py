@@ -62,7 +62,7 @@ def draw(image: Image.Image, question: str, answer: Answer) -> Figure:
         axes.set_axis_off()
         axes.set_title(title, fontsize=11.5, color=INK, pad=10)
     show_picture(steps[0], image)
-    show_picture(steps[1], draw_kept(image, kept))
+    show_picture(steps[1], draw_kept(image.resize((1024, 1024)), kept))
     show_tokens(steps[2], image, kept)
     show_answer(steps[3], answer.text)
     figure.text(0.12, 0.09, f"“{question}”", ha="center", fontsize=13, color=ACCENT)
