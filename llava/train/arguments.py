@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import torch
 import transformers
 from transformers import HfArgumentParser
+from transformers.training_args import ParallelMode
 from transformers.utils import is_torch_tf32_available
 
 from llava.errors import UserError
@@ -104,11 +106,25 @@ class TrainingArguments(transformers.TrainingArguments):
             # The old name, which LLaVA's scripts use, would print a warning.
             inherited.activation_checkpointing = inherited.gradient_checkpointing
             inherited.gradient_checkpointing = None
+        if inherited.deepspeed and find_spec("deepspeed") is None:
+            raise UserError("--deepspeed needs DeepSpeed: pip install 'llava[train]'")
         if not torch.accelerator.is_available():
             # Said openly, because transformers refuses bf16 on a CPU that is merely all there is.
             inherited.use_cpu = True
             inherited.dataloader_pin_memory = False
         super().__post_init__()
+        self._take_one_device()
+
+    def _take_one_device(self) -> None:
+        """Without a launcher, train on one of several GPUs: a single process cannot deal out texts to all."""
+        inherited: Any = self
+        if inherited.device is not None and inherited.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
+            logger.info(
+                "training on %s, 1 of %d GPUs: start with torchrun or deepspeed to use all of them",
+                inherited.device,
+                inherited.n_gpu,
+            )
+            inherited._n_gpu = 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -143,6 +159,8 @@ def parse_arguments(
         raise UserError(str(error)) from error
     _check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     _check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
+    if training_args.model_max_length < 1:
+        raise UserError(f"--model_max_length is {training_args.model_max_length}; accepted: 1 or more tokens")
     if training_args.lora_enable or training_args.bits != 16:
         raise UserError("LoRA and quantized training (--lora_enable, --bits 4 or 8) are not available yet")
     return model_args, data_args, training_args

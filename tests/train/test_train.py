@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from llava.conversation import conv_templates
 from llava.errors import UserError
 from llava.model.builder import load_pretrained_model
+from llava.train import arguments
 from llava.train import train as train_module
 from llava.train.arguments import parse_arguments
 from llava.train.data import make_supervised_data_module
@@ -267,6 +268,24 @@ def test_what_is_not_given_stays_as_in_the_base(command):
     assert model.get_input_embeddings().num_embeddings == 1600
 
 
+def test_one_process_trains_on_one_gpu(
+    command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with caplog.at_level("INFO", logger="llava"):
+        _, _, training_args = parse_arguments(command("finetune"))
+    assert training_args.n_gpu == 1
+    assert training_args.train_batch_size == 2
+    assert len([record for record in caplog.records if "1 of 3 GPUs" in record.message]) == 1
+
+
+def test_without_deepspeed_the_extra_is_named(command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^--deepspeed needs DeepSpeed: pip install 'llava\[train\]'$"):
+        parse_arguments(command("finetune", deepspeed="zero2.json"))
+
+
 def test_text_alone_trains_a_language_model(command, data: Path, tmp_path: Path):
     records = [record for record in json.loads((data / "turns.json").read_text()) if "image" not in record]
     (tmp_path / "text.json").write_text(json.dumps(records))
@@ -310,6 +329,8 @@ def test_old_flags_and_abbreviations_are_accepted(command):
         ({"mm_text_source": "answers"}, "--mm_text_source is 'answers'; accepted: questions, conversation"),
         ({"image_aspect_ratio": "anyres"}, "--image_aspect_ratio is 'anyres'; accepted: square, pad"),
         ({"save_strategy": "sometimes"}, "sometimes"),
+        ({"model_max_length": 0}, "--model_max_length is 0; accepted: 1 or more"),
+        ({"model_max_length": -5}, "--model_max_length is -5"),
         ({"lora_enable": True}, "not available yet"),
     ],
 )
