@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -51,6 +52,10 @@ class ModelArguments:
         "Text by which patches are kept: each question of the sample, or the published code's conversation "
         "(with its answers).",
     )
+    # Filled in by the program; no flags: the options that the command line names, of all three classes,
+    # and the base's folder if the tower is the base's.
+    given: frozenset[str] = field(default=frozenset(), init=False)
+    vision_tower_beside: Path | None = field(default=None, init=False)
 
 
 @dataclass
@@ -157,8 +162,8 @@ def parse_arguments(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    _check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
-    _check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
+    model_args.given = _given_options(parser, argv)
+    check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     if training_args.model_max_length < 1:
         raise UserError(f"--model_max_length is {training_args.model_max_length}; accepted: 1 or more tokens")
     if training_args.lora_enable or training_args.bits != 16:
@@ -166,7 +171,14 @@ def parse_arguments(
     return model_args, data_args, training_args
 
 
-def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str]:
+    """Return the full names of a command line's options, whatever their values."""
+    missing = object()
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), missing))
+    return frozenset(name for name, value in vars(parser.parse_args(argv)).items() if value is not missing)
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise UserError(f"{flag} is {value!r}; accepted: {', '.join(choices)}")

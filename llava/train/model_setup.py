@@ -15,10 +15,17 @@ from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading import Placement, choose_attention, load_language_model, read_llava_config
+from llava.model.loading import load_language_model, read_llava_config
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.placement import Placement, choose_attention
 from llava.tokenizer import load_tokenizer
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import (
+    ASPECT_RATIOS,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    check_choice,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ BASE_SETTINGS = {
     "mm_vision_token_reduce_func": "mm_vision_token_reduce_func",
     "mm_use_im_start_end": "mm_use_im_start_end",
     "mm_use_im_patch_token": "mm_use_im_patch_token",
+    "image_aspect_ratio": "image_aspect_ratio",
 }
 
 
@@ -51,7 +59,7 @@ def template_of_version(version: str) -> str:
     return name
 
 
-def read_base(model_args: ModelArguments) -> tuple[Path, LlavaConfig]:
+def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Path, LlavaConfig]:
     """Find the base checkpoint, and let it fill in what the command line leaves open.
 
     A flag that is given wins; without it a LLaVA checkpoint goes on as it was trained, so that what trains is
@@ -59,6 +67,7 @@ def read_base(model_args: ModelArguments) -> tuple[Path, LlavaConfig]:
 
     Args:
         model_args: Completed in place.
+        data_args: Completed in place.
 
     Raises:
         UserError: If a setting is not accepted or needs a vision tower that is not there.
@@ -66,24 +75,52 @@ def read_base(model_args: ModelArguments) -> tuple[Path, LlavaConfig]:
     """
     folder = resolve_folder(model_args.model_name_or_path)
     config = read_llava_config(folder)
-    defaults = {field.name: field.default for field in fields(model_args)}
     if getattr(config, "mm_vision_tower", None):
-        for name, key in BASE_SETTINGS.items():
-            value = getattr(config, key, None)
-            if getattr(model_args, name) == defaults[name] and value not in (None, defaults[name]):
-                if name == "vision_tower":
-                    value = str(resolve_folder(value, beside=folder))
-                logger.info("--%s is not given: %s, as in %s", name, value, folder)
-                setattr(model_args, name, value)
+        for arguments in (model_args, data_args):
+            _inherit(arguments, config, model_args.given)
+        if model_args.vision_tower == config.mm_vision_tower:
+            model_args.vision_tower = _tower_of_base(config.mm_vision_tower, folder)
+            model_args.vision_tower_beside = folder
+    check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
     parse_reduction(model_args.mm_vision_token_reduce_func)
-    if model_args.vision_tower is not None:
-        resolve_folder(model_args.vision_tower)
-    else:
+    if model_args.vision_tower is None:
         _refuse_vision_settings(model_args)
+    elif model_args.vision_tower_beside is None:
+        resolve_folder(model_args.vision_tower)
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
         raise MissingFileError(f"no projector file {adapter!r} (--pretrain_mm_mlp_adapter)")
     return folder, config
+
+
+def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None:
+    """Take the base's settings where an argument is neither on the command line nor set otherwise.
+
+    Args:
+        arguments: Completed in place.
+        config: Of the base.
+        given: Options on the command line; their values may be the defaults.
+    """
+    for argument in fields(arguments):
+        name, default = argument.name, argument.default
+        value = getattr(config, BASE_SETTINGS.get(name, ""), None)
+        is_open = argument.init and name not in given and getattr(arguments, name) == default
+        if is_open and value not in (None, default):
+            logger.info("--%s is not given: %s, as in the base", name, value)
+            setattr(arguments, name, value)
+
+
+def _tower_of_base(name: str, folder: Path) -> str:
+    """Return the name under which a checkpoint that is saved elsewhere finds the base's CLIP.
+
+    A hub id stays one. A name relative to the base means nothing beside another folder, so a CLIP that lies
+    there is named by its absolute path; copying it would take gigabytes.
+
+    Raises:
+        MissingFileError: If it is not found.
+    """
+    found = resolve_folder(name, beside=folder)
+    return str(found.absolute()) if found in (folder.parent / name, folder / name) else name
 
 
 def _refuse_vision_settings(model_args: ModelArguments) -> None:

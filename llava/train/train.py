@@ -48,7 +48,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     model_args, data_args, training_args = parse_arguments(argv)
     template = conv_templates[template_of_version(model_args.version)]
     check_output_folder(training_args.output_dir)
-    base = read_base(model_args)
+    base = read_base(model_args, data_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template)
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from llava.conversation import conv_templates
 from llava.errors import UserError
+from llava.model import checkpoint_files
 from llava.model.builder import load_pretrained_model
 from llava.train import arguments
 from llava.train import train as train_module
@@ -22,13 +23,14 @@ from llava.train.train import main, train
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAVA = GOLDEN / "llava-v1.5-tiny"
+CLIP = GOLDEN / "clip-vit-tiny-patch14-336"
 PROJECTOR = [f"model.mm_projector.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")]
 
 
 def set_up(argv: list[str]):
     """Build model, data and trainer as `train` does, without training."""
     model_args, data_args, training_args = parse_arguments(argv)
-    model, tokenizer = build_model(model_args, data_args, training_args, read_base(model_args))
+    model, tokenizer = build_model(model_args, data_args, training_args, read_base(model_args, data_args))
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     template = conv_templates["plain" if model_args.version == "plain" else "v1"]
     module = make_supervised_data_module(tokenizer, data_args, template=template)
@@ -266,6 +268,49 @@ def test_what_is_not_given_stays_as_in_the_base(command):
         model.get_model().mm_projector[0].weight, weights["model.mm_projector.0.weight"].float()
     )
     assert model.get_input_embeddings().num_embeddings == 1600
+
+
+def test_a_given_flag_wins_even_if_it_says_the_default(command):
+    flags = {
+        "mm_vision_select_l": -1,  # abbreviated
+        "mm_projector_type": "linear",
+        "mm_use_im_patch_token": True,
+        "image_aspect_ratio": "square",
+    }
+    argv = command("finetune", model_name_or_path=LLAVA, mm_vision_select_layer=None, **flags)
+    model = set_up(argv).model
+    assert model.config.mm_vision_select_layer == -1
+    assert model.config.mm_projector_type == "linear"
+    assert model.config.image_aspect_ratio == "square"
+    assert model.get_input_embeddings().num_embeddings == 1601
+
+
+def test_the_bases_aspect_ratio_stays(command, checkpoint_copy):
+    trainer = set_up(command("finetune", model_name_or_path=LLAVA, image_aspect_ratio=None))
+    assert trainer.model.config.image_aspect_ratio == "pad"
+    assert trainer.train_dataset.data_args.image_aspect_ratio == "pad"
+    tiles = checkpoint_copy(image_aspect_ratio="anyres")
+    with pytest.raises(UserError, match="--image_aspect_ratio is 'anyres'; accepted: square, pad"):
+        set_up(command("finetune", model_name_or_path=tiles, image_aspect_ratio=None))
+
+
+def test_clip_beside_the_base_is_found_from_elsewhere(
+    command, checkpoint_copy, monkeypatch: pytest.MonkeyPatch
+):
+    base = checkpoint_copy()
+    monkeypatch.chdir(base.parent)
+    model = set_up(command("finetune", model_name_or_path=base.name, vision_tower=None)).model
+    assert model.config.mm_vision_tower == str(base.parent / "clip-vit-tiny-patch14-336")
+
+
+@pytest.mark.parametrize("given", [None, "somebody/clip"])
+def test_a_hub_id_stays_a_hub_id(
+    command, checkpoint_copy, monkeypatch: pytest.MonkeyPatch, given: str | None
+):
+    monkeypatch.setattr(checkpoint_files, "_download", lambda hub_id: CLIP)
+    base = checkpoint_copy(mm_vision_tower="somebody/clip")
+    model = set_up(command("finetune", model_name_or_path=base, vision_tower=given)).model
+    assert model.config.mm_vision_tower == "somebody/clip"
 
 
 def test_one_process_trains_on_one_gpu(
