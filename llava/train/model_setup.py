@@ -15,7 +15,7 @@ from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading import load_language_model, read_llava_config
+from llava.model.loading import load_language_model, load_trained_tower, read_llava_config
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention
 from llava.tokenizer import load_tokenizer
@@ -193,6 +193,11 @@ def _add_vision(
     model.get_model().initialize_vision_modules(model_args)
     tower = model.get_vision_tower()
     assert tower is not None
+    # CLIP may have been trained with the base, by the published code; such weights are in no file of CLIP's.
+    base = model_args.vision_tower_beside
+    has_own_tower = base is not None and getattr(model.config, "unfreeze_mm_vision_tower", False)
+    if base is not None and has_own_tower:
+        load_trained_tower(model, base)
     if training_args.device.type == "cuda":
         tower.to(dtype=training_args.compute_dtype)
     data_args.image_processor = tower.image_processor
@@ -200,6 +205,7 @@ def _add_vision(
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     model.config.update(
         {
+            "unfreeze_mm_vision_tower": has_own_tower,
             "image_aspect_ratio": data_args.image_aspect_ratio,
             "tokenizer_padding_side": tokenizer.padding_side,
             "tokenizer_model_max_length": tokenizer.model_max_length,

@@ -294,6 +294,42 @@ def test_the_bases_aspect_ratio_stays(command, checkpoint_copy):
         set_up(command("finetune", model_name_or_path=tiles, image_aspect_ratio=None))
 
 
+TOWER_WEIGHT = "vision_tower.vision_model.pre_layrnorm.weight"
+
+
+@pytest.fixture
+def unfrozen(checkpoint_copy) -> Path:
+    """A base that was trained together with its CLIP, which lies beside it."""
+    base = checkpoint_copy(unfreeze_mm_vision_tower=True)
+    weights = torch.load(base / "pytorch_model.bin", weights_only=True)
+    torch.save(
+        {**weights, f"model.vision_tower.{TOWER_WEIGHT}": torch.full((48,), 3.0)}, base / "trained.bin"
+    )
+    (base / "trained.bin").replace(base / "pytorch_model.bin")
+    return base
+
+
+def test_clip_stays_as_the_base_trained_it(command, unfrozen: Path, trained, tmp_path: Path):
+    train(argv=command("finetune", model_name_or_path=unfrozen, vision_tower=None, max_steps=1))
+    tower = trained[0].model.get_vision_tower()
+    assert tower.state_dict()[TOWER_WEIGHT].eq(3).all()
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+    out = tmp_path / "out"
+    assert load_file(out / "model.safetensors")[f"model.vision_tower.{TOWER_WEIGHT}"].eq(3).all()
+    assert torch.equal(logits(out), live_logits(trained[0]))
+
+
+def test_another_clip_replaces_the_one_that_the_base_trained(command, unfrozen: Path):
+    model = set_up(command("finetune", model_name_or_path=unfrozen)).model
+    assert not model.get_vision_tower().state_dict()[TOWER_WEIGHT].eq(3).any()
+    assert not model.config.unfreeze_mm_vision_tower
+
+
+def test_pretraining_on_a_base_with_a_clip_of_its_own_loads(command, unfrozen: Path, trained, tmp_path: Path):
+    train(argv=command("pretrain", model_name_or_path=unfrozen, vision_tower=None, max_steps=1))
+    assert torch.equal(logits(tmp_path / "out", unfrozen), live_logits(trained[0]))
+
+
 def test_clip_beside_the_base_is_found_from_elsewhere(
     command, checkpoint_copy, monkeypatch: pytest.MonkeyPatch
 ):
