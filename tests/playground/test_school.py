@@ -2,17 +2,11 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
-from playground.shapes.llama_tokenizer import train_llama_tokenizer
-from playground.shapes.presets import PRESETS
-from playground.shapes.questions import SHORT_ANSWER, ask
-from playground.shapes.school import (
+from playground.shapes.lessons import (
     NO_WORD,
     NOTHING,
-    build_llama,
-    collate,
     converse,
     drill,
-    embed,
     kept_patches,
     make_lesson,
     overprinted_lesson,
@@ -20,6 +14,10 @@ from playground.shapes.school import (
     word_ids,
     written_lesson,
 )
+from playground.shapes.llama_tokenizer import train_llama_tokenizer
+from playground.shapes.presets import PRESETS
+from playground.shapes.questions import SHORT_ANSWER, ask
+from playground.shapes.school import build_llama, collate, embed
 from playground.shapes.world import COLORS, SHAPES, Scene, stream
 
 FORMS = ("drill", "single", "turns", "caption")
