@@ -91,10 +91,11 @@ def save_picture(image: Image.Image, path: Path) -> None:
 
 def describe_cost(cost: "Cost") -> str:
     """One line: how many patches became how many visual tokens, and where the milliseconds went."""
+    tokens = "1 token" if cost.new_tokens == 1 else f"{cost.new_tokens} tokens"
     return (
         f"{cost.patches} patches -> {cost.visual_tokens} visual tokens; "
         f"vision {cost.vision_ms:.0f} ms, reduction {cost.reduction_ms:.1f} ms, "
-        f"first token {cost.first_token_ms:.0f} ms, rest {cost.rest_ms:.0f} ms ({cost.new_tokens} tokens)"
+        f"first token {cost.first_token_ms:.0f} ms, rest {cost.rest_ms:.0f} ms ({tokens})"
     )
 
 
