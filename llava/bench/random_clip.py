@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
@@ -47,7 +48,10 @@ def write_random_clip(folder: Path, sizes: dict = VIT_L_14_336, seed: int = 0) -
     """
     torch.manual_seed(seed)
     config = CLIPConfig(**sizes)
-    CLIPModel(config).half().save_pretrained(folder)
+    config.save_pretrained(folder)
+    # Not by the model's own method: that imports DeepSpeed where it is installed, which talks on stdout.
+    weights = {name: weight.contiguous() for name, weight in CLIPModel(config).half().state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     side = config.vision_config.image_size
     CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
