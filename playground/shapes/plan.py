@@ -1,0 +1,99 @@
+"""The steps from nothing to the shapes checkpoints, in order, each with what it leaves behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
+from playground.shapes.pictures import draw_pictures
+from playground.shapes.presets import Preset
+from playground.shapes.school import go_to_school
+from playground.shapes.stages import run_stage1, run_stage2
+from playground.shapes.train_clip import train_clip
+
+CLIP, LLAVA = "clip-shapes", "llava-shapes"
+# What a checkpoint folder needs for use; the rest (optimizer, logs) stays in the build's folder.
+SHIPPED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the build.
+
+    Attributes:
+        name: What it makes.
+        result: The file or folder that exists once it is done; ``None`` if it is always done anew.
+        run: Does it.
+    """
+
+    name: str
+    result: Path | None
+    run: Callable[[], None]
+
+
+def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
+    """The steps of a build, in order.
+
+    Args:
+        preset: Sizes.
+        work: Folder of everything in between.
+        output: Receives the two checkpoints.
+    """
+    pictures, clip, llama = work / "pictures", work / CLIP, work / "llama"
+    stage1, stage2 = work / "stage1", work / "stage2"
+    captions, questions = work / "stage1.json", work / "stage2.json"
+    projector = stage1 / "mm_projector.bin"
+
+    def write_captions() -> None:
+        write_json((stage1_sample(n, preset.pictures) for n in range(preset.stage1_samples)), captions)
+
+    def write_questions() -> None:
+        write_json(
+            (stage2_sample(n, preset.pictures, preset.stage2_batch) for n in range(preset.stage2_samples)),
+            questions,
+        )
+
+    return [
+        Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, preset.pictures)),
+        Step("CLIP", clip, lambda: train_clip(preset, pictures, clip)),
+        Step("text school", llama, lambda: go_to_school(preset, llama)),
+        Step("captions", captions, write_captions),
+        Step("questions", questions, write_questions),
+        Step("stage 1", stage1, lambda: run_stage1(work, stage1)),
+        Step("stage 2", stage2, lambda: run_stage2(work, projector, preset.stage2_batch, stage2)),
+        Step("checkpoints", None, lambda: ship(clip, stage2, output)),
+    ]
+
+
+def ship(clip: Path, stage2: Path, output: Path) -> None:
+    """Copy both checkpoints to where they are used from, in half precision, CLIP's weights only once."""
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(clip, output / CLIP, dirs_exist_ok=True)
+    folder = output / LLAVA
+    folder.mkdir(exist_ok=True)
+    for name in SHIPPED:
+        if (stage2 / name).exists():
+            shutil.copy(stage2 / name, folder / name)
+    config = json.loads((stage2 / "config.json").read_text())
+    # Beside the checkpoint, wherever both are moved to.
+    config |= {"mm_vision_tower": CLIP, "torch_dtype": "float16", "use_cache": True}
+    config.pop("dtype", None)
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    weights = load_file(stage2 / "model.safetensors")
+    own = {name: weight.half() for name, weight in weights.items() if "vision_tower" not in name}
+    unfinished = folder / "unfinished"
+    save_file(own, unfinished, metadata={"format": "pt"})
+    unfinished.rename(folder / "model.safetensors")
+    for file in (*output.glob(f"{CLIP}/*"), *folder.iterdir()):
+        file.chmod(0o644)  # safetensors leaves its files to their owner alone
