@@ -1,6 +1,7 @@
 """Errors of users are one line and an exit code; logging speaks once per run."""
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -63,12 +64,12 @@ def test_a_reader_that_goes_away_is_no_error(lines: int):
         f"    for _ in range({lines}): print('line')\n"
         "sys.exit(main())\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])

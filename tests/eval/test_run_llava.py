@@ -99,6 +99,7 @@ def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant
     [
         (["--query", "What?"], "required: --image-file"),
         (["--query", "What?", "--image-file", "nowhere.png"], "there is no image file nowhere.png"),
+        (["--query", "What?", "--image-file", "PICTURE", "--sep", ""], "--sep is empty"),
         (["--query", "What?", "--image-file", "PICTURE", "--top_p", "2"], "top_p is 2.0; accepted: above 0"),
         (["--query", "What?", "--image-file", "PICTURE", "--num_beams", "0"], "num_beams is 0; accepted: 1"),
     ],

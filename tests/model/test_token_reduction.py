@@ -5,6 +5,7 @@ import torch
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.token_reduction import (
+    REDUCERS,
     NoReduction,
     Reducer,
     ReducerInputs,
@@ -30,6 +31,10 @@ SETTINGS = [
 ]
 SELECTING = [setting for setting in SETTINGS if setting.startswith(("TRIM", "Random"))]
 IMAGES, PATCHES, WIDTH, JOINT = 16, 64, 12, 8
+
+
+def test_every_reducer_of_the_table_is_among_the_settings_of_these_tests():
+    assert {setting.partition(":")[0] for setting in SETTINGS} == {"none", *REDUCERS}
 
 
 @pytest.fixture

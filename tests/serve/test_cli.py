@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ class FakeChat:
     def __init__(self) -> None:
         self.options: list[Any] = []
         self.prompt = ""
+        self.answers: list[SimpleNamespace] = []
 
     def stream(self, text: str, options: Any) -> Iterator[str]:
         if text == "bad":
@@ -28,6 +30,7 @@ class FakeChat:
         self.options.append(options)
         yield "You said "
         yield text
+        self.answers.append(SimpleNamespace(text=f"You said {text}"))
 
 
 class FakeAssistant:
@@ -83,7 +86,7 @@ def test_debugging_shows_the_prompt(
     capsys: pytest.CaptureFixture[str],
 ):
     assert talk(monkeypatch, "one\n", "--image-file", picture, "--debug") == 0
-    assert "'prompt': 'USER: one ASSISTANT:'" in capsys.readouterr().err
+    assert "{'prompt': 'USER: one ASSISTANT:', 'outputs': 'You said one'}" in capsys.readouterr().err
     assert len(assistant.chats) == 1
 
 
