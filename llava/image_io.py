@@ -6,9 +6,10 @@ Transparency is dropped (the color below it shows), because that is how the publ
 import contextlib
 import io
 import struct
-import time
+import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import IO, Final
 
@@ -201,44 +202,62 @@ def _download(url: str) -> bytes:
     Raises:
         UserError: If it cannot be fetched, or not within the limits.
     """
+    body: Future[bytes] = Future()
+
+    def fetch() -> None:
+        try:
+            body.set_result(_fetch(url))
+        except Exception as error:  # noqa: BLE001 - handed on to the caller
+            body.set_exception(error)
+
+    # The library's timeouts restart with every byte; a server that lets them drip is left to its own thread.
+    threading.Thread(target=fetch, daemon=True).start()
+    done, _ = wait([body], timeout=DOWNLOAD_TIMEOUT)
+    if not done:
+        raise UserError(f"{url} takes longer than {DOWNLOAD_TIMEOUT:g} seconds, the limit for a picture")
+    return body.result()
+
+
+def _fetch(url: str) -> bytes:
+    """Fetch a URL within the limits on bytes, silence and redirects.
+
+    Raises:
+        UserError: If it cannot be fetched, or not within the limits.
+    """
     import requests
 
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
+    headers = {"User-Agent": "llava"}
     with requests.Session() as session:
         session.max_redirects = MAX_REDIRECTS
         try:
-            with session.get(
-                url, stream=True, timeout=SILENCE_TIMEOUT, headers={"User-Agent": "llava"}
-            ) as response:
+            with session.get(url, stream=True, timeout=SILENCE_TIMEOUT, headers=headers) as response:
                 response.raise_for_status()
-                return _body(response.iter_content(_CHUNK_BYTES), url, deadline)
+                return _body(response.iter_content(_CHUNK_BYTES), url)
         except requests.TooManyRedirects as error:
             raise UserError(f"{url} redirects more than {MAX_REDIRECTS} times") from error
         except requests.HTTPError as error:
             status = error.response.status_code
             raise UserError(f"{url} cannot be fetched: the server answers with status {status}") from error
         except requests.Timeout as error:
-            raise UserError(
-                f"{url} cannot be fetched: no answer for {SILENCE_TIMEOUT:.0f} seconds"
-            ) from error
+            raise UserError(f"{url} cannot be fetched: no answer for {SILENCE_TIMEOUT:g} seconds") from error
         except (requests.RequestException, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{url} cannot be fetched: {_reason(error)}") from error
 
 
-def _body(chunks: Iterator[bytes], url: str, deadline: float) -> bytes:
-    """Join the chunks of a response, unless they grow beyond the limit or ``deadline`` (monotonic) passes."""
+def _body(chunks: Iterator[bytes], url: str) -> bytes:
+    """Join the chunks of a response.
+
+    Raises:
+        UserError: If they grow beyond the limit.
+    """
     body = bytearray()
     for chunk in chunks:
         body += chunk
         if len(body) > MAX_DOWNLOAD_BYTES:
             raise UserError(
                 f"{url} is larger than {MAX_DOWNLOAD_BYTES // 2**20} MiB, the limit for a picture"
-            )
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{url} takes longer than {DOWNLOAD_TIMEOUT:.0f} seconds, the limit for a picture"
             )
     return bytes(body)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.errors import UserError
 from llava.image_io import load_image_or_url
 from llava.options import CommandParser, add_model_options, load_assistant
 from llava.utils import exit_on_user_error
@@ -24,6 +25,8 @@ def eval_model(args: Any) -> None:
     """
     from llava.assistant import Generation, Question
 
+    if not args.sep:
+        raise UserError("--sep is empty; it joins the names of several pictures, such as a comma")
     images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
     question = Question(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
     options = Generation(

@@ -43,7 +43,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)"
     )
-    parser.add_argument("--debug", action="store_true", help="show prompts and raw answers on stderr")
+    parser.add_argument("--debug", action="store_true", help="show each turn's prompt and answer on stderr")
     add_model_options(parser)
     return parser
 
@@ -57,7 +57,7 @@ def talk(chat: "Chat", options: "Generation", *, debug: bool = False) -> None:
             print(piece, end="", flush=True)
         print(flush=True)
         if debug:
-            print({"prompt": chat.prompt}, file=sys.stderr)
+            print({"prompt": chat.prompt, "outputs": chat.answers[-1].text}, file=sys.stderr)
     print("exit...")
 
 
