@@ -398,20 +398,21 @@ class LlavaMetaForCausalLM(ABC):
                 ``pretrain_mm_mlp_adapter``.
             tokenizer: Extended in place.
         """
+        model: Any = self  # the other base is a transformers model
         if model_args.mm_use_im_patch_token:
             tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-            self.resize_token_embeddings(len(tokenizer))  # type: ignore[attr-defined]
+            model.resize_token_embeddings(len(tokenizer))
         if not model_args.mm_use_im_start_end:
             return
         added = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-        self.resize_token_embeddings(len(tokenizer))  # type: ignore[attr-defined]
-        inputs = self.get_input_embeddings().weight.data  # type: ignore[attr-defined]
-        outputs = self.get_output_embeddings().weight.data  # type: ignore[attr-defined]
+        model.resize_token_embeddings(len(tokenizer))
+        inputs = model.get_input_embeddings().weight.data
+        outputs = model.get_output_embeddings().weight.data
         for weight in (inputs, outputs) if added else ():
             weight[-added:] = weight[:-added].mean(dim=0, keepdim=True)
         if model_args.tune_mm_mlp_adapter:
-            self.get_input_embeddings().requires_grad_(True)  # type: ignore[attr-defined]
-            self.get_output_embeddings().requires_grad_(False)  # type: ignore[attr-defined]
+            model.get_input_embeddings().requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(False)
         if model_args.pretrain_mm_mlp_adapter:
             load_new_rows(inputs, Path(model_args.pretrain_mm_mlp_adapter), added or 2)
 
