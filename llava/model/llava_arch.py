@@ -102,7 +102,7 @@ class LlavaMetaModel:
         config.mm_projector_type = getattr(model_args, "mm_projector_type", None) or "linear"
         config.use_mm_proj = True
 
-        placed = next(self.parameters())  # type: ignore[attr-defined]
+        placed = next(self.parameters())  # type: ignore[attr-defined]  # of the other base
         self.vision_tower = build_vision_tower(config, delay_load=True)
         beside = getattr(model_args, "vision_tower_beside", None)
         self.vision_tower.load_model(beside=beside, device=placed.device, dtype=placed.dtype)

@@ -51,7 +51,7 @@ def train_clip_tokenizer(texts: Iterable[str], merges: int, folder: Path) -> CLI
     (folder / "merges.txt").write_text(
         "\n".join(["#version: 0.2", *(" ".join(pair) for pair in learned), ""])
     )
-    config = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    config |= {"model_max_length": CONTEXT, "tokenizer_class": "CLIPTokenizer"}  # type: ignore[dict-item]
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    config = {**special, "model_max_length": CONTEXT, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return CLIPTokenizer.from_pretrained(folder)
