@@ -210,7 +210,8 @@ def _download(url: str) -> bytes:
         except Exception as error:  # noqa: BLE001 - handed on to the caller
             body.set_exception(error)
 
-    # The library's timeouts restart with every byte; a server that lets them drip is left to its own thread.
+    # The library's timeouts restart with every byte; a server that lets them drip is left to its own thread,
+    # not to an executor's, for which Python would wait at its end.
     threading.Thread(target=fetch, daemon=True).start()
     done, _ = wait([body], timeout=DOWNLOAD_TIMEOUT)
     if not done:

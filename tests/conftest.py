@@ -18,6 +18,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 GOLDEN = Path(__file__).parent / "golden"
 TINY_LLAVA = GOLDEN / "llava-v1.5-tiny"
 TINY_CLIP = GOLDEN / "clip-vit-tiny-patch14-336"
+# Sizes for `write_random_clip`, where any CLIP will do.
+TINY_CLIP_SIZES = {
+    "projection_dim": 16,
+    "vision_config": {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
+        **{"image_size": 56, "patch_size": 14, "projection_dim": 16},
+    },
+    "text_config": {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "projection_dim": 16},
+    },
+}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class LlavaMetaModel:
     """Mixin of the inner model: holds the vision tower and the projector next to the transformer's layers."""
 
     config: Any
+    # Of the other base, a transformers model.
+    parameters: Callable[[], Iterator[nn.Parameter]]
 
     def __init__(self, config: Any) -> None:
         """Build projector and an unloaded tower if the config names a tower."""
@@ -102,7 +104,7 @@ class LlavaMetaModel:
         config.mm_projector_type = getattr(model_args, "mm_projector_type", None) or "linear"
         config.use_mm_proj = True
 
-        placed = next(self.parameters())  # type: ignore[attr-defined]  # of the other base
+        placed = next(self.parameters())
         self.vision_tower = build_vision_tower(config, delay_load=True)
         beside = getattr(model_args, "vision_tower_beside", None)
         self.vision_tower.load_model(beside=beside, device=placed.device, dtype=placed.dtype)

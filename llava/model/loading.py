@@ -119,11 +119,13 @@ def load_checkpoint(
     config.vocab_size = read_config(source).get("vocab_size", config.vocab_size)
     model, missing = _load_weights(source, config, placement)
     _add_image_tokens(model, tokenizer)
+    trained: dict[str, torch.Tensor] = {}
     if kind is CheckpointKind.PROJECTOR:
         missing -= _apply_projector(model, folder)
     if kind is CheckpointKind.LORA:
-        model, supplied = _apply_lora(model, folder)
-        missing -= supplied
+        trained = _trained_beside_adapter(folder)
+        model = _apply_lora(model, folder, trained)
+        missing -= trained.keys()
     _refuse_missing(missing, source if kind is CheckpointKind.FULL else folder)
     model.tokenizer = tokenizer
     tower = model.get_vision_tower()
@@ -134,8 +136,7 @@ def load_checkpoint(
         _check_width(tower, config)
         if getattr(config, "unfreeze_mm_vision_tower", False):
             load_trained_tower(model, source)
-            if kind is CheckpointKind.LORA:
-                _fill_tower(model, _trained_beside_adapter(folder))
+            _fill_tower(model, trained)
     context_length = getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
     return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
 
@@ -314,11 +315,18 @@ def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
     return {name for name in model.state_dict() if "mm_projector." in name}
 
 
-def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> tuple[LlavaLlamaForCausalLM, set[str]]:
+def _apply_lora(
+    model: LlavaLlamaForCausalLM, folder: Path, trained: dict[str, torch.Tensor]
+) -> LlavaLlamaForCausalLM:
     """Load what was trained beside the adapter, then merge the adapter into the weights.
 
+    Args:
+        model: The base.
+        folder: The adapter's.
+        trained: From `_trained_beside_adapter`.
+
     Returns:
-        The merged model, and the names of the weights that were trained beside the adapter.
+        The merged model.
 
     Raises:
         UserError: If peft is not installed or the files do not fit.
@@ -328,7 +336,7 @@ def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> tuple[LlavaLlamaF
     from peft import PeftModel
 
     # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
-    trained = {name: value for name, value in _trained_beside_adapter(folder).items() if TOWER not in name}
+    trained = {name: value for name, value in trained.items() if TOWER not in name}
     adapter = next(path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file())
     if any("vision_tower." in name for name, _ in iterate_file(adapter)):
         raise UserError(
@@ -340,7 +348,7 @@ def _apply_lora(model: LlavaLlamaForCausalLM, folder: Path) -> tuple[LlavaLlamaF
         raise UserError(
             f"{folder / 'non_lora_trainables.bin'} holds weights of no part of the model: {unexpected[0]}"
         )
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), set(trained)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def _trained_beside_adapter(folder: Path) -> dict[str, torch.Tensor]:

@@ -150,7 +150,7 @@ def choose_placement(  # noqa: PLR0913 - one argument per choice of a command li
     Raises:
         UserError: If the device or type cannot be used, or bitsandbytes is needed and missing.
     """
-    chosen = parse_device(device) if device is not None else best_device()
+    chosen = parse_device(device)
     chosen_dtype = parse_dtype(dtype, chosen)
     # One device needs no map; a map made for accelerators means nothing on a CPU.
     if chosen.type == "cpu" or (chosen.type == "mps" and device_map == "auto"):

@@ -103,9 +103,10 @@ def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None
     """
     for argument in fields(arguments):
         name, default = argument.name, argument.default
-        value = getattr(config, BASE_SETTINGS.get(name, ""), None)
-        is_open = argument.init and name not in given and getattr(arguments, name) == default
-        if is_open and value not in (None, default):
+        if name not in BASE_SETTINGS or name in given or getattr(arguments, name) != default:
+            continue
+        value = getattr(config, BASE_SETTINGS[name], None)
+        if value not in (None, default):
             logger.info("--%s is not given: %s, as in the base", name, value)
             setattr(arguments, name, value)
 
@@ -194,10 +195,11 @@ def _add_vision(
     tower = model.get_vision_tower()
     assert tower is not None
     # CLIP may have been trained with the base, by the published code; such weights are in no file of CLIP's.
-    base = model_args.vision_tower_beside
-    has_own_tower = base is not None and getattr(model.config, "unfreeze_mm_vision_tower", False)
-    if base is not None and has_own_tower:
-        load_trained_tower(model, base)
+    trained_with = (
+        model_args.vision_tower_beside if getattr(model.config, "unfreeze_mm_vision_tower", False) else None
+    )
+    if trained_with is not None:
+        load_trained_tower(model, trained_with)
     if training_args.device.type == "cuda":
         tower.to(dtype=training_args.compute_dtype)
     data_args.image_processor = tower.image_processor
@@ -205,7 +207,7 @@ def _add_vision(
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     model.config.update(
         {
-            "unfreeze_mm_vision_tower": has_own_tower,
+            "unfreeze_mm_vision_tower": trained_with is not None,
             "image_aspect_ratio": data_args.image_aspect_ratio,
             "tokenizer_padding_side": tokenizer.padding_side,
             "tokenizer_model_max_length": tokenizer.model_max_length,

@@ -22,6 +22,7 @@ from llava.tokenizer import pieces_with_spans
 from playground.shapes.questions import (
     KINDS,
     SHORT_ANSWER,
+    TURNS,
     Question,
     ask,
     ask_description,
@@ -30,7 +31,6 @@ from playground.shapes.questions import (
 )
 from playground.shapes.world import COLORS, SHAPES, TRAIN, Scene, stream
 
-TURNS = 10
 # Stands for a patch that shows no thing, and for the merged rest.
 NOTHING = "nothing"
 KEPT_SHARE = 0.3

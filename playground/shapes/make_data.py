@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from playground.shapes.pictures import picture_name
-from playground.shapes.questions import Question, ask_description, ask_several
+from playground.shapes.questions import TURNS, Question, ask_description, ask_several
 from playground.shapes.world import TRAIN, Scene, stream
 
-TURNS = 10
 # A picture returns with other questions once all have been used.
 ROUND = 1_000_003
 

@@ -16,6 +16,8 @@ from playground.shapes.world import COLORS, SHAPES, Scene, Thing
 T = TypeVar("T")
 
 KINDS = ("color", "shape", "presence")
+# Questions about a picture in one conversation.
+TURNS = 10
 # LLaVA-1.5's instruction for short answers, which its benchmarks append to their questions.
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 

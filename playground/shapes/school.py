@@ -12,6 +12,7 @@ alone, and so it is learned in a minute where whole sentences stay at guessing f
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class TextSchool:
     DRILLS = 0.15
     FORMS = ("drill", "turns", "single", "turns", "caption", "turns", "single")
     # Sequences per step by form, relative to the preset's batch: about as many positions each.
-    SHARE = {"drill": 2.0, "turns": 0.5, "single": 1.3, "caption": 1.3}  # noqa: RUF012 - a constant
+    SHARE: ClassVar = {"drill": 2.0, "turns": 0.5, "single": 1.3, "caption": 1.3}
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
         self._model = model

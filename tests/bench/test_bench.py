@@ -7,25 +7,13 @@ import torch
 
 from llava.bench import flips, random_clip, vision
 from llava.engine.stopwatch import Stopwatch
-from tests.conftest import GOLDEN, TINY_LLAVA
-
-TINY = {
-    "projection_dim": 16,
-    "vision_config": {
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
-        **{"image_size": 56, "patch_size": 14, "projection_dim": 16},
-    },
-    "text_config": {
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-        **{"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "projection_dim": 16},
-    },
-}
+from tests.conftest import GOLDEN, TINY_CLIP_SIZES, TINY_LLAVA
 
 
 @pytest.fixture
 def tiny_clip(monkeypatch):
     write = random_clip.write_random_clip
-    monkeypatch.setattr(vision, "write_random_clip", lambda folder: write(folder, TINY))
+    monkeypatch.setattr(vision, "write_random_clip", lambda folder: write(folder, TINY_CLIP_SIZES))
 
 
 def test_the_vision_side_is_measured_stage_by_stage(tiny_clip, capsys):

@@ -13,7 +13,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint_files import iterate_weights, read_tensors, resolve_folder
 from llava.model.loading import CheckpointKind, checkpoint_kind
 from llava.model.placement import parse_device, parse_dtype
-from tests.conftest import TINY_CLIP, TINY_LLAVA
+from tests.conftest import TINY_CLIP, TINY_CLIP_SIZES, TINY_LLAVA
 
 IDS = torch.tensor([[1, 313, 746, -200, 1577, 1527]])
 PIXELS = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
@@ -120,21 +120,24 @@ def test_projector_only_with_base(checkpoint_copy, base, loaded):
         load(folder, base)
 
 
-def test_lora_with_base(checkpoint_copy, base, loaded):
+def write_lora(folder, of=TINY_LLAVA):
+    """Write a random adapter of a checkpoint into a folder beside it, without `non_lora_trainables.bin`."""
     from peft import LoraConfig, get_peft_model
 
-    model = load(TINY_LLAVA)[1]
-    lora = get_peft_model(
-        model,
-        LoraConfig(r=4, target_modules=r"model\.layers\.\d+\.self_attn\.[qv]_proj", init_lora_weights=False),
-    )
-    folder = base.parent / "llava-tiny-lora"
+    layers = r"model\.layers\.\d+\.self_attn\.[qv]_proj"
+    lora = get_peft_model(load(of)[1], LoraConfig(r=4, target_modules=layers, init_lora_weights=False))
     lora.save_pretrained(folder)
+    shutil.copy(of / "config.json", folder)
+    return lora
+
+
+def test_lora_with_base(checkpoint_copy, base, loaded):
+    folder = base.parent / "llava-tiny-lora"
+    lora = write_lora(folder)
     trained = {name: tensor.clone() for name, tensor in lora.state_dict().items() if "mm_projector" in name}
     # What a published TRIM run stores besides (facts B5); it must not replace CLIP's own weights.
     trained["base_model.model.model.vision_tower.vision_tower.visual_projection.weight"] = torch.zeros(24, 48)
     torch.save(trained, folder / "non_lora_trainables.bin")
-    shutil.copy(TINY_LLAVA / "config.json", folder)
     assert checkpoint_kind(folder) is CheckpointKind.LORA
     with torch.no_grad():
         expected = logits(lora.base_model.model)
@@ -343,20 +346,14 @@ def test_a_projector_trained_with_an_image_patch_token_loads_over_a_base_without
 
 
 def test_a_lora_checkpoint_without_any_projector_is_refused(checkpoint_copy, base):
-    from peft import LoraConfig, get_peft_model
-
-    lora = get_peft_model(load(TINY_LLAVA)[1], LoraConfig(r=2, target_modules=r"model\.layers\.0.*q_proj"))
     folder = base.parent / "llava-tiny-lora"
-    lora.save_pretrained(folder)
+    write_lora(folder)
     torch.save({}, folder / "non_lora_trainables.bin")
-    shutil.copy(TINY_LLAVA / "config.json", folder)
     with pytest.raises(UserError, match=r"lacks 4 weights.*mm_projector"):
         load(folder, base)
 
 
 def test_an_adapter_over_a_base_that_trained_its_tower_keeps_that_tower(checkpoint_copy):
-    from peft import LoraConfig, get_peft_model
-
     folder = checkpoint_copy(unfreeze_mm_vision_tower=True)
     clip = load_file(TINY_CLIP / "model.safetensors")
     trained = {
@@ -365,21 +362,18 @@ def test_an_adapter_over_a_base_that_trained_its_tower_keeps_that_tower(checkpoi
         if name.startswith("vision_model.")
     }
     torch.save({**weights_of(folder), **trained}, folder / "pytorch_model.bin")
-    lora = get_peft_model(load(folder)[1], LoraConfig(r=2, target_modules=r"model\.layers\.0.*q_proj"))
     adapter = folder.parent / "llava-tiny-lora"
-    lora.save_pretrained(adapter)
+    write_lora(adapter, of=folder)
     torch.save({}, adapter / "non_lora_trainables.bin")
-    shutil.copy(folder / "config.json", adapter)
     norm = load(adapter, folder)[1].get_vision_tower().vision_tower.vision_model.post_layernorm.weight
     assert torch.equal(norm, clip["vision_model.post_layernorm.weight"] * 0.5)
 
 
 def test_a_clip_of_another_width_is_refused_with_both_numbers(tmp_path):
     from llava.bench.random_clip import write_random_clip
-    from tests.bench.test_bench import TINY
 
     with pytest.raises(UserError, match="width 32.*takes 48"):
-        load(TINY_LLAVA, vision_tower=str(write_random_clip(tmp_path / "clip", TINY)))
+        load(TINY_LLAVA, vision_tower=str(write_random_clip(tmp_path / "clip", TINY_CLIP_SIZES)))
 
 
 def test_a_clip_without_its_vocabulary_is_refused(checkpoint_copy):

@@ -1,6 +1,7 @@
 import json
 
-from playground.shapes.make_data import TURNS, stage1_sample, stage2_sample, write_json
+from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
+from playground.shapes.questions import TURNS
 from playground.shapes.world import TRAIN, Scene
 
 
