@@ -21,6 +21,17 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def positive(text: str) -> int:
+    """Read an option that counts things, of which there must be at least one.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is no whole number above 0.
+    """
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things; accepted: 1 or more")
+    return int(text)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model to load and how."""
     model = parser.add_argument_group("model")

@@ -3,8 +3,9 @@
 Needs matplotlib, which the extra ``dev`` brings.
 """
 
-import argparse
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -19,20 +20,23 @@ from PIL import Image
 
 from llava.assistant import Answer, Assistant
 from llava.image_io import load_image
+from llava.options import CommandParser
+from llava.utils import exit_on_user_error
 from llava.visualize import draw_kept
 
 IMAGES = Path(__file__).parents[1] / "images"
 INK, ACCENT, FAINT = "#22313f", "#c0392b", "#8795a1"
 
 
-def main() -> None:
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
     """Ask the bundled model and draw how it came to its answer."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--image", type=Path, default=IMAGES / "shapes.png")
     parser.add_argument("--question", default="What color is the star?")
     parser.add_argument("--model-path", help="checkpoint folder (default: the bundled shapes model)")
     parser.add_argument("--output", type=Path, default=IMAGES / "overview.png")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     image = load_image(arguments.image)
     answer = Assistant.load(arguments.model_path).answer(arguments.question, image)
     draw(image, arguments.question, answer).savefig(arguments.output, dpi=100)
@@ -116,4 +120,4 @@ def show_answer(axes: Axes, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from llava.errors import MissingFileError
 from llava.image_io import load_image
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.options import CommandParser, add_model_options, load_assistant
+from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.utils import exit_on_user_error
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(prog="python -m llava.bench.flips", description=main.__doc__)
     add_model_options(parser)
     parser.add_argument("--images", required=True, help="folder of pictures")
-    parser.add_argument("--limit", type=int, default=32, help="pictures to use (default: 32)")
-    parser.add_argument("--batch", type=int, default=16, help="pairs in a batch (default: 16)")
+    parser.add_argument("--limit", type=positive, default=32, help="pictures to use (default: 32)")
+    parser.add_argument("--batch", type=positive, default=16, help="pairs in a batch (default: 16)")
     parser.add_argument("--question", action="append", help="question to ask, may be repeated")
     options = parser.parse_args(arguments)
     paths = sorted(path for path in Path(options.images).glob("*") if path.suffix.lower() in PICTURES)

@@ -21,7 +21,7 @@ from llava.engine.stopwatch import Stopwatch
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import ReducerInputs, patch_relevance
 from llava.model.placement import parse_device, parse_dtype
-from llava.options import CommandParser
+from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 
 QUESTION = "What is the color of the cat?\nAnswer the question using a single word or phrase."
@@ -73,9 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--token-reduction", default="TRIM:-1", help="reduction to measure (default: TRIM:-1)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures at a time (default: 1)")
+    parser.add_argument("--batch", type=positive, default=1, help="pictures at a time (default: 1)")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="measured rounds after one to warm up (default: 5)"
+        "--repeats", type=positive, default=5, help="measured rounds after one to warm up (default: 5)"
     )
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one of this machine)")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: by device)")

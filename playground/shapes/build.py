@@ -4,12 +4,16 @@ Run through ``build.sh``. A step whose result is there already is left out, and 
 were, so after an interruption the same command is all it takes.
 """
 
-import argparse
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.errors import UserError
+from llava.options import CommandParser
+from llava.utils import exit_on_user_error
 from playground.shapes.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -31,9 +35,10 @@ def build(steps: "list[Step]") -> None:
         print(f"{label}: done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
 
 
-def main() -> None:
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
     """Build a preset."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="build.sh",
         description="Make the shapes checkpoints from nothing. Run it again to go on after a stop.",
     )
@@ -44,7 +49,7 @@ def main() -> None:
         type=Path,
         help="folder of the checkpoints (default: WORK/checkpoints)",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     # Only now: these take seconds, and --help needs none of them.
     import torch
 
@@ -53,10 +58,13 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     work = (arguments.work or HERE / "build" / arguments.preset).resolve()
     output = (arguments.output or work / "checkpoints").resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {work} could not be made: {error.strerror}") from error
     build(plan(PRESETS[arguments.preset], work, output))
     print(f"checkpoints in {output}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

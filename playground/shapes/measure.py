@@ -1,8 +1,8 @@
 """Ask a model single questions about held-out pictures, and count the right answers per kind of question."""
 
-import argparse
 import json
 import platform
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from llava.assistant import Assistant, Generation
 from llava.assistant import Question as Asked
+from llava.errors import UserError
+from llava.options import CommandParser, positive
+from llava.utils import exit_on_user_error
 from playground.shapes.questions import KINDS, Question, ask
 from playground.shapes.world import HELD_OUT, Scene, stream
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "llava-shapes"
 BATCH = 50
 
 
@@ -89,26 +91,41 @@ def report(results: Sequence[Result]) -> str:
     return "\n".join([header, "|" + "---|" * (len(KINDS) + 3), *(result.row() for result in results)])
 
 
-def main() -> None:
+def write_numbers(numbers: dict[str, Any], path: Path | None) -> None:
+    """Write what was measured as JSON, if a file for it was named.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(numbers, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"the numbers could not be written to {path}: {error.strerror}") from error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure a checkpoint with several settings of the reducer."""
-    parser = argparse.ArgumentParser(description="Accuracy of a shapes model on held-out single questions.")
-    parser.add_argument("--model-path", type=Path, default=CHECKPOINT, help="default: the shipped checkpoint")
+    parser = CommandParser(
+        prog="python -m playground.shapes.measure",
+        description="Accuracy of a shapes model on held-out single questions.",
+    )
+    parser.add_argument("--model-path", help="default: the shipped checkpoint")
     parser.add_argument(
         "--token-reduction", nargs="+", default=["none", "TRIM:-1"], help="settings of the reducer to compare"
     )
-    parser.add_argument("--questions", type=int, default=2400, help="each is about a picture of its own")
+    parser.add_argument("--questions", type=positive, default=2400, help="each is about a picture of its own")
     parser.add_argument("--device", help="default: the one the model chooses")
     parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     results = []
     for reduction in arguments.token_reduction:
-        assistant = Assistant.load(
-            str(arguments.model_path), token_reduction=reduction, device=arguments.device
-        )
+        assistant = Assistant.load(arguments.model_path, token_reduction=reduction, device=arguments.device)
         results.append(measure(assistant, reduction, arguments.questions))
     print(report(results))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(_document(results), indent=2) + "\n")
+    write_numbers(_document(results), arguments.output)
 
 
 def _document(results: Sequence[Result]) -> dict[str, Any]:
@@ -122,4 +139,4 @@ def _document(results: Sequence[Result]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,7 @@
 """Ask of the toy CLIP what the reducer asks: which patches stay for a text, and are they what it names?"""
 
-import argparse
-import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,14 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from llava.model.checkpoint_files import resolve_folder
 from llava.model.multimodal_encoder.token_reduction import keep_outliers, patch_relevance
+from llava.options import CommandParser, positive
+from llava.utils import exit_on_user_error
 from playground.shapes.clip_losses import COVERED, FREE
 from playground.shapes.clip_model import encode_picture, encode_texts, normalize
-from playground.shapes.questions import Question, ask, ask_description, ask_several
+from playground.shapes.measure import write_numbers
+from playground.shapes.questions import TURNS, Question, ask, ask_description, ask_several
 from playground.shapes.world import COLORS, GRID, HELD_OUT, SHAPES, Scene, stream
 
 Asker = Callable[[Scene, np.random.Generator], list[Question]]
@@ -22,9 +25,10 @@ ASKERS: dict[str, Asker] = {
     "shape": lambda scene, rng: [ask(scene, rng, "shape")],
     "presence": lambda scene, rng: [ask(scene, rng, "presence")],
     "description": lambda scene, rng: [ask_description(scene, rng)],
-    "ten questions, averaged": lambda scene, rng: ask_several(scene, rng, 10),
+    "ten questions, averaged": lambda scene, rng: ask_several(scene, rng, TURNS),
 }
 Numbers = dict[str, list[float]]
+CLIP = Path(__file__).parent / "checkpoints" / "clip-shapes"
 
 
 @torch.inference_mode()
@@ -80,21 +84,25 @@ def _count_kept(numbers: Numbers, kept: Tensor, coverage: Tensor, named: list[in
             numbers.setdefault("things lost", []).append(float(own.sum() < min(3, len(own))))
 
 
-def main() -> None:
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure a CLIP folder and print a table."""
-    parser = argparse.ArgumentParser(description="Which patches the toy CLIP keeps for held-out questions.")
-    parser.add_argument("--clip", type=Path, default=Path(__file__).parent / "checkpoints" / "clip-shapes")
-    parser.add_argument("--pictures", type=int, default=300, help="held-out pictures")
+    parser = CommandParser(
+        prog="python -m playground.shapes.measure_clip",
+        description="Which patches the toy CLIP keeps for held-out questions.",
+    )
+    parser.add_argument("--clip", help="folder; default: the shipped one")
+    parser.add_argument("--pictures", type=positive, default=300, help="held-out pictures")
     parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
-    arguments = parser.parse_args()
-    model = CLIPModel.from_pretrained(arguments.clip, dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(arguments.clip)
+    arguments = parser.parse_args(argv)
+    clip = resolve_folder(arguments.clip or str(CLIP))
+    model = CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
     results = measure_clip(model, tokenizer, arguments.pictures)
     for name, numbers in results.items():
         print(f"{name:26s}", "  ".join(f"{key} {value:.1%}" for key, value in numbers.items()))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_numbers(results, arguments.output)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

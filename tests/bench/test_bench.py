@@ -54,6 +54,16 @@ def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
     assert "no pictures" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(flips, "--limit"), (flips, "--batch"), (vision, "--batch"), (vision, "--repeats")],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_number_of_nothing_is_one_sentence(command, option, value, capsys):
+    assert command.main(["--images", "images", option, value] if command is flips else [option, value]) == 2
+    assert f"argument {option}: {value!r} is no number" in capsys.readouterr().err
+
+
 def test_a_stopwatch_measures_laps():
     watch = Stopwatch(torch.device("cpu"))
     assert 0 <= watch.lap() < 1000
