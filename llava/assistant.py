@@ -283,17 +283,18 @@ class Assistant:
         Raises:
             UserError: If a prompt is longer than the model can read.
         """
-        prompts, visual_tokens = [], []
+        prompts, images, visual_tokens = [], [], []
         for turn, pictures in zip(turns, tokens, strict=True):
-            images = [
+            own = [
                 self.model.merge_crops(self.model.project(crops).split(), image.size)
                 for crops, image in zip(pictures, turn.images, strict=True)
             ]
             ids = torch.tensor(tokenizer_image_token(turn.prompt, self.tokenizer), device=self.device)
-            visual_tokens.append(sum(map(len, images)))
-            self._check_length(len(ids) - len(images) + visual_tokens[-1])
-            prompts.append(self.model.embed_prompt(ids, images))
-        return prompts, visual_tokens
+            visual_tokens.append(sum(map(len, own)))
+            self._check_length(len(ids) - len(own) + visual_tokens[-1])
+            prompts.append(ids)
+            images.append(own)
+        return self.model.embed_prompts(prompts, images), visual_tokens
 
     def _check_length(self, length: int) -> None:
         """Refuse a prompt that the model would have to cut.

@@ -32,6 +32,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens, parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.sharding import whole
 from llava.model.splice import (
     Question,
     SplicedBatch,
@@ -58,6 +59,7 @@ class LlavaMetaModel:
     config: Any
     # Of the other base, a transformers model.
     parameters: Callable[[], Iterator[nn.Parameter]]
+    _modules: dict[str, nn.Module | None]
 
     def __init__(self, config: Any) -> None:
         """Build projector and an unloaded tower if the config names a tower."""
@@ -121,6 +123,15 @@ class LlavaMetaModel:
         if model_args.pretrain_mm_mlp_adapter is not None:
             load_projector(self.mm_projector, Path(model_args.pretrain_mm_mlp_adapter))
 
+    def hold_tower_apart(self) -> None:
+        """Take the tower out of the model's tree of modules, for training; it is used as before.
+
+        What is no part of the model has no weights in its optimizer, its checkpoints and its copies on other
+        processes, and DeepSpeed does not split it: ZeRO-3 waits for every process to run every module, but a
+        tower that remembers questions does not run its text half equally often everywhere.
+        """
+        self.__dict__["vision_tower"] = self._modules.pop("vision_tower")
+
 
 def load_projector(projector: nn.Module, path: Path) -> None:
     """Fill a projector from a file such as ``mm_projector.bin``, whose keys may carry any prefix.
@@ -133,7 +144,8 @@ def load_projector(projector: nn.Module, path: Path) -> None:
         name.split(marker, 1)[1]: tensor for name, tensor in read_tensors(path).items() if marker in name
     }
     try:
-        projector.load_state_dict(weights)
+        with whole(projector.parameters()):
+            projector.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"{path} does not fit this model's projector: {' '.join(str(error).split())}"
@@ -305,39 +317,49 @@ class LlavaMetaForCausalLM(ABC):
         if images is not None:
             questions = self._question_per_image(texts, rows, shown, count, all_turns=labels is not None)
             tokens = self._tokens_per_image(images, image_sizes, questions)
-        embedded, expanded_labels = [], []
-        for row, row_labels, own in zip(rows, label_rows, shown, strict=True):
-            # The empty slice ties a sample without a picture to the projector: under ZeRO-3 every rank must
-            # run it.
-            own_tokens = [tokens[i] for i in own] or [image[:0] for image in tokens[:1]]
-            embedded.append(self.embed_prompt(row, own_tokens))
-            counts = [len(tokens[i]) for i in own]
-            expanded_labels.append(expand_labels(row_labels, row, counts)[: len(embedded[-1])])
+        # The empty slice ties a sample without a picture to the projector, which every process must run
+        # under ZeRO-3.
+        own = [[tokens[i] for i in indices] or [image[:0] for image in tokens[:1]] for indices in shown]
+        embedded = self.embed_prompts(rows, own)
+        expanded_labels = [
+            expand_labels(row_labels, row, [len(tokens[i]) for i in indices])[: len(embeddings)]
+            for row_labels, row, indices, embeddings in zip(label_rows, rows, shown, embedded, strict=True)
+        ]
         return pad(embedded, expanded_labels, side)
 
-    def embed_prompt(self, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
-        """Embed one prompt with its images' projected tokens in place.
+    def embed_prompts(self, rows: Sequence[Tensor], images: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Embed prompts with their images' projected tokens in place.
+
+        All ids are looked up at once: under ZeRO-3 processes with batches of different sizes would otherwise
+        wait for each other forever.
 
         Args:
-            ids: (L,) with one ``IMAGE_TOKEN_INDEX`` per image.
-            images: One (n_i, H) per image.
+            rows: Ids of every prompt, (L_i,) with one ``IMAGE_TOKEN_INDEX`` per image.
+            images: Per prompt one (n, H) per image.
 
         Returns:
-            (T, H), cut at ``tokenizer_model_max_length`` if the config sets one.
+            One (T_i, H) per prompt, cut at ``tokenizer_model_max_length`` if the config sets one.
         """
+        expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
+        ids = torch.cat(expanded)
+        embeddings = self.get_model().embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
+        pieces = embeddings.split([len(row) for row in expanded])
+        return [
+            fill_placeholders(row, piece, torch.cat([image.to(piece.device) for image in own]))
+            if own
+            else piece
+            for row, piece, own in zip(expanded, pieces, images, strict=True)
+        ]
+
+    def _expand(self, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Repeat the placeholders of a prompt (L,) per token of their images, and cut it: (T,)."""
         is_shown = bool((ids == IMAGE_TOKEN_INDEX).any())
         ids = expand_placeholders(ids, [len(image) for image in images] if is_shown else [])
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         if limit is not None and len(ids) > limit:
             self._warn_of_cut(len(ids), limit)
             ids = ids[:limit]
-        embed_tokens = self.get_model().embed_tokens
-        embeddings = embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
-        if not images:
-            return embeddings
-        return fill_placeholders(
-            ids, embeddings, torch.cat([image.to(embeddings.device) for image in images])
-        )
+        return ids
 
     def _warn_of_cut(self, length: int, limit: int) -> None:
         if not self._warned_of_cut:
@@ -391,9 +413,7 @@ class LlavaMetaForCausalLM(ABC):
         self.config.mm_vision_token_reduce_func = str(reducer)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Add the special tokens that the settings ask for, to tokenizer and embeddings.
-
-        New rows of ``<im_start>`` and ``<im_end>`` begin as the mean of the old ones.
+        """Add the special tokens that the settings ask for, and say what of the embeddings learns.
 
         Args:
             model_args: Anything with LLaVA's ``mm_use_im_*``, ``tune_mm_mlp_adapter`` and
@@ -401,35 +421,50 @@ class LlavaMetaForCausalLM(ABC):
             tokenizer: Extended in place.
         """
         model: Any = self  # the other base is a transformers model
-        if model_args.mm_use_im_patch_token:
-            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-            model.resize_token_embeddings(len(tokenizer))
+        add_image_tokens(model, tokenizer, model_args)
         if not model_args.mm_use_im_start_end:
             return
-        added = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-        model.resize_token_embeddings(len(tokenizer))
-        inputs = model.get_input_embeddings().weight.data
-        outputs = model.get_output_embeddings().weight.data
-        for weight in (inputs, outputs) if added else ():
-            weight[-added:] = weight[:-added].mean(dim=0, keepdim=True)
         if model_args.tune_mm_mlp_adapter:
             model.get_input_embeddings().requires_grad_(True)
             model.get_output_embeddings().requires_grad_(False)
         if model_args.pretrain_mm_mlp_adapter:
-            load_new_rows(inputs, Path(model_args.pretrain_mm_mlp_adapter), added or 2)
+            weight = model.get_input_embeddings().weight
+            with whole([weight]):
+                load_new_rows(weight.data, Path(model_args.pretrain_mm_mlp_adapter))
 
 
-def load_new_rows(embeddings: Tensor, path: Path, rows: int = 2) -> None:
+def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
+    """Add the special tokens that the settings ask for; their new rows begin as the mean of the old ones.
+
+    Args:
+        model: A language model; its embeddings and its head grow if they have no room.
+        tokenizer: Extended in place.
+        settings: Anything with LLaVA's ``mm_use_im_patch_token`` (absent means True, as in LLaVA) and
+            ``mm_use_im_start_end``.
+    """
+    tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
+    if getattr(settings, "mm_use_im_start_end", False):
+        tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    before = model.config.vocab_size
+    if len(tokenizer) > before:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            with whole([layer.weight]):
+                layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
+
+
+def load_new_rows(embeddings: Tensor, path: Path) -> None:
     """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:
         embeddings: The model's input embeddings, (V, H), changed in place.
         path: The file.
-        rows: How many rows are new.
 
     Raises:
         UserError: If the file has no embeddings or of another size.
     """
+    rows = len((DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN))
     stored = read_tensors(path).get("model.embed_tokens.weight")
     if stored is None or stored.shape not in (embeddings.shape, (rows, embeddings.shape[1])):
         found = "none" if stored is None else tuple(stored.shape)

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import (
     iterate_file,
@@ -29,7 +28,7 @@ from llava.model.checkpoint_files import (
     weight_files,
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.llava_arch import load_new_rows, load_projector
+from llava.model.llava_arch import add_image_tokens, load_new_rows, load_projector
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.placement import Placement
 from llava.tokenizer import load_tokenizer
@@ -118,7 +117,8 @@ def load_checkpoint(
     # A checkpoint beside a base may have more tokens than it: they are added below.
     config.vocab_size = read_config(source).get("vocab_size", config.vocab_size)
     model, missing = _load_weights(source, config, placement)
-    _add_image_tokens(model, tokenizer)
+    if getattr(config, "mm_vision_tower", None) is not None:
+        add_image_tokens(model, tokenizer, config)
     trained: dict[str, torch.Tensor] = {}
     if kind is CheckpointKind.PROJECTOR:
         missing -= _apply_projector(model, folder)
@@ -318,7 +318,7 @@ def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
 def _apply_lora(
     model: LlavaLlamaForCausalLM, folder: Path, trained: dict[str, torch.Tensor]
 ) -> LlavaLlamaForCausalLM:
-    """Load what was trained beside the adapter, then merge the adapter into the weights.
+    """Load what was trained beside the adapter, then the adapter, and merge it where the weights are whole.
 
     Args:
         model: The base.
@@ -326,7 +326,7 @@ def _apply_lora(
         trained: From `_trained_beside_adapter`.
 
     Returns:
-        The merged model.
+        The model.
 
     Raises:
         UserError: If peft is not installed or the files do not fit.
@@ -348,7 +348,9 @@ def _apply_lora(
         raise UserError(
             f"{folder / 'non_lora_trainables.bin'} holds weights of no part of the model: {unexpected[0]}"
         )
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    adapted = PeftModel.from_pretrained(model, str(folder))  # changes the model itself
+    # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
+    return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
 
 
 def _trained_beside_adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -365,20 +367,6 @@ def _match_vocabulary(model: LlavaLlamaForCausalLM, trained: dict[str, torch.Ten
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in trained and len(trained[name]) != model.config.vocab_size:
             model.resize_token_embeddings(len(trained[name]))
-
-
-def _add_image_tokens(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and embeddings the special tokens that the config of a multimodal model says it uses."""
-    config = model.config
-    if getattr(config, "mm_vision_tower", None) is None:
-        return
-    # LLaVA takes an absent key for True.
-    if getattr(config, "mm_use_im_patch_token", True):
-        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-    if getattr(config, "mm_use_im_start_end", False):
-        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
 
 
 def load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:

@@ -103,9 +103,21 @@ def choose_attention(device: torch.device, dtype: torch.dtype, wanted: bool = Fa
 
 
 def choose_quantization(
-    load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype
+    load_8bit: bool,
+    load_4bit: bool,
+    compute_dtype: torch.dtype,
+    *,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
 ) -> BitsAndBytesConfig | None:
-    """Return LLaVA's settings for 8-bit or 4-bit (nf4, double quantization) weights, or None.
+    """Return LLaVA's settings for 8-bit or 4-bit weights, or None.
+
+    Args:
+        load_8bit: Whether weights get 8 bits.
+        load_4bit: Whether they get 4.
+        compute_dtype: Type in which 4-bit weights are multiplied.
+        quant_type: Of 4-bit weights, ``nf4`` or ``fp4``.
+        double_quant: Whether the constants of 4-bit weights are quantized too.
 
     Raises:
         UserError: If both are asked for, or bitsandbytes is not installed.
@@ -120,8 +132,8 @@ def choose_quantization(
         load_in_8bit=load_8bit,
         load_in_4bit=load_4bit,
         bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_type=quant_type,
         llm_int8_skip_modules=["model.mm_projector", "model.vision_tower", "lm_head"],
     )
 

@@ -15,12 +15,17 @@ from transformers import HfArgumentParser
 from transformers.training_args import ParallelMode
 from transformers.utils import is_torch_tf32_available
 
-from llava.errors import UserError
+from llava.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
 TEXT_SOURCES = ("questions", "conversation")
 ASPECT_RATIOS = ("square", "pad")
+ON_BAD_IMAGE = ("error", "skip")
+BITS = (4, 8, 16)
+QUANT_TYPES = ("fp4", "nf4")
+LORA_BIASES = ("none", "all", "lora_only")
+REPORTERS = ("tensorboard", "wandb")
 
 
 def _arg(default: Any, help_text: str) -> Any:
@@ -67,6 +72,10 @@ class DataArguments:
     is_multimodal: bool = _arg(False, "Set by the program where there is a vision tower.")
     image_folder: str | None = _arg(None, "Folder below which the records' images lie.")
     image_aspect_ratio: str = _arg("square", "square (CLIP's crop) or pad; LLaVA-1.5 fine-tuning: pad.")
+    on_bad_image: str = _arg(
+        "error",
+        "At a missing or broken image: error stops, skip leaves the record out, says so and counts it.",
+    )
     # Filled in by the program, as in LLaVA; no flags.
     image_processor: Any = field(default=None, init=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
@@ -111,14 +120,34 @@ class TrainingArguments(transformers.TrainingArguments):
             # The old name, which LLaVA's scripts use, would print a warning.
             inherited.activation_checkpointing = inherited.gradient_checkpointing
             inherited.gradient_checkpointing = None
-        if inherited.deepspeed and find_spec("deepspeed") is None:
-            raise UserError("--deepspeed needs DeepSpeed: pip install 'llava[train]'")
+        if inherited.ddp_find_unused_parameters is None:
+            inherited.ddp_find_unused_parameters = False  # whatever learns is used in every step
+        if inherited.deepspeed:
+            self._check_deepspeed()
         if not torch.accelerator.is_available():
             # Said openly, because transformers refuses bf16 on a CPU that is merely all there is.
             inherited.use_cpu = True
             inherited.dataloader_pin_memory = False
         super().__post_init__()
+        if inherited.deepspeed:
+            import deepspeed
+
+            # On a CPU transformers starts torch's process group only, and ZeRO-3 would split for one process.
+            deepspeed.init_distributed(verbose=False)
         self._take_one_device()
+
+    def _check_deepspeed(self) -> None:
+        """Refuse a DeepSpeed that is not there.
+
+        Raises:
+            UserError: If it is not installed.
+            MissingFileError: If its configuration is a file that does not exist.
+        """
+        if find_spec("deepspeed") is None:
+            raise UserError("--deepspeed needs DeepSpeed: pip install 'llava[train]'")
+        config = self.deepspeed
+        if isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
+            raise MissingFileError(f"no DeepSpeed configuration {config!r} (--deepspeed)")
 
     def _take_one_device(self) -> None:
         """Without a launcher, train on one of several GPUs: a single process cannot deal out texts to all."""
@@ -130,6 +159,12 @@ class TrainingArguments(transformers.TrainingArguments):
                 inherited.n_gpu,
             )
             inherited._n_gpu = 1
+
+    @property
+    def is_zero3(self) -> bool:
+        """Whether DeepSpeed splits the weights themselves over the processes."""
+        config: Any = self.hf_deepspeed_config
+        return config is not None and config.is_zero3()
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -164,11 +199,62 @@ def parse_arguments(
         raise UserError(str(error)) from error
     model_args.given = _given_options(parser, argv)
     check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
+    check_choice("--on_bad_image", data_args.on_bad_image, ON_BAD_IMAGE)
     if training_args.model_max_length < 1:
         raise UserError(f"--model_max_length is {training_args.model_max_length}; accepted: 1 or more tokens")
-    if training_args.lora_enable or training_args.bits != 16:
-        raise UserError("LoRA and quantized training (--lora_enable, --bits 4 or 8) are not available yet")
+    _check_adapter(model_args, training_args)
+    _check_reporters(training_args)
     return model_args, data_args, training_args
+
+
+def _check_adapter(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Refuse settings of LoRA and of quantized weights that are not accepted or contradict each other.
+
+    Raises:
+        UserError: If there is one; before anything is loaded.
+    """
+    check_choice("--bits", training_args.bits, BITS)
+    check_choice("--quant_type", training_args.quant_type, QUANT_TYPES)
+    check_choice("--lora_bias", training_args.lora_bias, LORA_BIASES)
+    if training_args.lora_r < 1:
+        raise UserError(f"--lora_r is {training_args.lora_r}; accepted: a rank of 1 or more")
+    if not 0 <= training_args.lora_dropout < 1:
+        raise UserError(f"--lora_dropout is {training_args.lora_dropout}; accepted: 0 to below 1")
+    if training_args.lora_enable and model_args.tune_mm_mlp_adapter:
+        raise UserError("--tune_mm_mlp_adapter trains the projector alone; leave out --lora_enable")
+    if training_args.freeze_mm_mlp_adapter and model_args.tune_mm_mlp_adapter:
+        raise UserError(
+            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter together leave nothing that learns"
+        )
+    if training_args.lora_enable and find_spec("peft") is None:
+        raise UserError("--lora_enable needs peft: pip install 'llava[train]'")
+    if training_args.bits < BITS[-1]:
+        _check_quantized(training_args)
+
+
+def _check_quantized(training_args: TrainingArguments) -> None:
+    """Refuse settings that do not go with quantized weights.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if not training_args.lora_enable:
+        raise UserError(f"--bits {training_args.bits} weights cannot learn: add --lora_enable True")
+    if training_args.is_zero3:
+        raise UserError(
+            f"ZeRO-3 cannot split --bits {training_args.bits} weights: use scripts/zero2.json, or --bits 16"
+        )
+
+
+def _check_reporters(training_args: TrainingArguments) -> None:
+    """Refuse a report that needs a package which is not installed.
+
+    Raises:
+        UserError: If it needs one.
+    """
+    for name in training_args.report_to:
+        if name in REPORTERS and find_spec(name) is None:
+            raise UserError(f"--report_to {name} needs {name}: pip install 'llava[train]'")
 
 
 def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str]:
@@ -178,7 +264,7 @@ def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str
     return frozenset(name for name, value in vars(parser.parse_args(argv)).items() if value is not missing)
 
 
-def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(flag: str, value: object, choices: Sequence[object]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
-        raise UserError(f"{flag} is {value!r}; accepted: {', '.join(choices)}")
+        raise UserError(f"{flag} is {value!r}; accepted: {', '.join(map(str, choices))}")

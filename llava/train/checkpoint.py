@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from copy import deepcopy
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 from llava.errors import UserError
 from llava.model.checkpoint_files import read_tensors
 
-ADAPTER_FILE = "mm_projector.bin"
-TOWER = "vision_tower."
+PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
+TOWER = "model.vision_tower."
+LORA = "lora_"
 
-# Parts that projector-only training saves; the embeddings only where it trained new tokens.
-ADAPTER_PARTS = ("mm_projector", "vision_resampler")
-EMBEDDING_PARTS = ("embed_tokens", "embed_in")
+
+class SavedParts(Enum):
+    """What of a model a run saves."""
+
+    WHOLE = auto()
+    PROJECTOR = auto()
+    LORA = auto()
 
 
 def check_output_folder(folder: str | Path) -> None:
@@ -50,56 +59,94 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def trained_state(model: Any, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return a model's weights without its frozen CLIP's, which loaders take from CLIP's own files.
+def unfinished_folder(folder: str | Path) -> Path:
+    """Return where, below an output folder, a checkpoint is while it is being written."""
+    return Path(folder) / "unfinished"
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a run that was killed left half written in an output folder."""
+    shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
+
+
+def finish_checkpoint(folder: str | Path) -> None:
+    """Give a checkpoint that is written its name in the output folder, at one stroke."""
+    unfinished = unfinished_folder(folder)
+    for checkpoint in unfinished.glob("checkpoint-*"):
+        target = Path(folder) / checkpoint.name
+        # Of the same step: something that could not be resumed from, or this would not be that step.
+        shutil.rmtree(target, ignore_errors=True)
+        checkpoint.rename(target)
+    unfinished.rmdir()
+
+
+def whole_state(model: Any, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the weights of a model's whole checkpoint.
+
+    Frozen CLIP is left out, since every loader takes it from CLIP's own files, unless the base trained it.
 
     Args:
-        model: A LLaVA model.
+        model: A LLaVA model whose tower is held apart.
         state_dict: Its weights, where they had to be gathered.
     """
     state = model.state_dict() if state_dict is None else state_dict
-    if getattr(model.config, "unfreeze_mm_vision_tower", False):
+    if not getattr(model.config, "unfreeze_mm_vision_tower", False):
         return state
-    return {name: tensor for name, tensor in state.items() if TOWER not in name}
+    return state | {
+        f"{TOWER}{name}": tensor.cpu() for name, tensor in model.get_vision_tower().state_dict().items()
+    }
 
 
-def save_adapter(model: Any, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+def save_projector(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     """Write config.json and ``mm_projector.bin``, LLaVA's form of a pretraining result.
 
     Args:
         model: A LLaVA model.
         folder: Where to.
-        state_dict: The model's weights, where they had to be gathered.
+        weights: What to save, with the names of the model.
     """
-    new_tokens = getattr(model.config, "mm_use_im_start_end", False)
-    parts = (*ADAPTER_PARTS, *(EMBEDDING_PARTS if new_tokens else ()))
-    state = model.state_dict() if state_dict is None else state_dict
-    tensors = {
-        name: tensor.detach().cpu() for name, tensor in state.items() if any(part in name for part in parts)
-    }
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    torch.save(tensors, folder / ADAPTER_FILE)
+    torch.save(weights, folder / PROJECTOR_FILE)
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Read back what `save_adapter` wrote.
+def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write config.json, the adapter, and ``non_lora_trainables.bin`` for what is new beside it.
+
+    Args:
+        model: peft's wrapper around a LLaVA model.
+        folder: Where to.
+        weights: The adapter's and the others to save, with the names of the wrapper.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = {name: tensor for name, tensor in weights.items() if LORA in name}
+    # "auto" would ask the model hub whether the base's embeddings have the same size.
+    model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
+    config = deepcopy(model.config)
+    # The base's weights are stored as they were; whether to quantize them is for who loads them to say.
+    config.__dict__.pop("quantization_config", None)
+    config.save_pretrained(folder)
+    beside = {name: tensor for name, tensor in weights.items() if LORA not in name}
+    torch.save(beside, folder / NON_LORA_FILE)
+
+
+def load_parts(model: nn.Module, path: Path) -> None:
+    """Read back what `save_projector` wrote, or `save_lora` beside the adapter.
 
     Raises:
         MissingFileError: If it is not there.
         UserError: If it does not fit the model.
     """
-    tensors = read_tensors(folder / ADAPTER_FILE)
     try:
-        unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+        unexpected = model.load_state_dict(read_tensors(path), strict=False).unexpected_keys
     except RuntimeError as error:
-        raise UserError(f"{folder / ADAPTER_FILE} does not fit the model: {error}") from error
+        raise UserError(f"{path} does not fit the model: {error}") from error
     if unexpected:
-        raise UserError(f"{folder / ADAPTER_FILE} holds {unexpected[0]!r}, which the model has not")
+        raise UserError(f"{path} holds {unexpected[0]!r}, which the model has not")
 
 
 def save_final(trainer: Any) -> None:
-    """Write the result of a run into its output folder: a whole model, or a projector and its config.
+    """Write the result of a run into its output folder: a whole model, or what of it learned.
 
     As in LLaVA, the projector of a run whose output folder is itself named ``checkpoint-*`` goes to
     ``mm_projector/<name>.bin`` beside that folder.
@@ -107,12 +154,13 @@ def save_final(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
     trainer.model.config.use_cache = True
-    if trainer.args.compute_dtype != torch.float32 and not trainer.is_deepspeed_enabled:
+    frozen_base = trainer.args.lora_enable or trainer.args.tune_mm_mlp_adapter
+    if trainer.args.compute_dtype != torch.float32 and not (trainer.is_deepspeed_enabled or frozen_base):
         # The float32 weights were for the optimizer's small steps; what computes in 16 bits is stored so.
         trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(str(folder))
-    adapter = folder / ADAPTER_FILE
-    if trainer.args.should_save and folder.name.startswith("checkpoint-") and adapter.is_file():
+    projector = folder / PROJECTOR_FILE
+    if trainer.args.should_save and folder.name.startswith("checkpoint-") and projector.is_file():
         target = folder.parent / "mm_projector" / f"{folder.name}.bin"
         target.parent.mkdir(exist_ok=True)
-        adapter.replace(target)
+        projector.replace(target)

@@ -1,4 +1,4 @@
-"""transformers' Trainer with LLaVA's sampler, projector rate and projector-only checkpoints."""
+"""transformers' Trainer with LLaVA's sampler, projector rate and checkpoints, under DeepSpeed and without."""
 
 from __future__ import annotations
 
@@ -12,9 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import has_length
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from llava.train.checkpoint import TOWER, load_adapter, save_adapter, trained_state
+from llava.model.sharding import read_whole
+from llava.train.checkpoint import (
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    TOWER,
+    SavedParts,
+    finish_checkpoint,
+    load_parts,
+    remove_unfinished,
+    save_lora,
+    save_projector,
+    unfinished_folder,
+    whole_state,
+)
+from llava.train.meter import TrainingMeter
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +159,16 @@ class LLaVATrainer(Trainer):
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
             self.add_callback(LogLines())
+        self.meter = TrainingMeter()
+        tower = self.model.get_vision_tower()
+        if tower is not None:
+            self.meter.watch(tower)
 
     @property
-    def _adapter_only(self) -> bool:
-        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+    def _saved_parts(self) -> SavedParts:
+        if getattr(self.args, "tune_mm_mlp_adapter", False):
+            return SavedParts.PROJECTOR
+        return SavedParts.LORA if self.args.lora_enable else SavedParts.WHOLE
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -172,6 +194,8 @@ class LLaVATrainer(Trainer):
                 if own:
                     group["params"] = [p for p in group["params"] if id(p) not in projector]
                     optimizer.add_param_group({**group, "params": own, "lr": self.args.mm_projector_lr})
+        # A group of nothing, such as the biases of a model that has none, is more than DeepSpeed can split.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -179,23 +203,88 @@ class LLaVATrainer(Trainer):
         count = kwargs.get("num_items_in_batch")
         if count is not None:
             kwargs["num_items_in_batch"] = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        compute = super().compute_loss
+        return self.meter.read(inputs, lambda: compute(model, inputs, *args, **kwargs))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, and beside the loss, and at the end, what was read since the last time."""
+        if "loss" in logs or "train_runtime" in logs:
+            logs = logs | self.meter.summarize(self.accelerator.gather, self.args.device)
+        super().log(logs, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        # Where `Trainer` writes checkpoints; `_save_checkpoint` moves them to where they belong.
+        return str(unfinished_folder(self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint apart from the others; it gets its name when all processes have written.
+
+        Whatever kills a run, a folder of the name ``checkpoint-*`` is whole, and an older one is removed only
+        after that.
+        """
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            finish_checkpoint(self.args.output_dir)
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what the run trains: the whole model, or the projector or adapter alone.
+
+        Args:
+            output_dir: Where to; by default the run's output folder.
+            _internal_call: Of transformers.
+        """
+        if self._saved_parts is SavedParts.WHOLE:
+            super().save_model(output_dir, _internal_call)
+            return
+        # A projector that a file brought is saved though it be frozen: the base has none, or another one.
+        own = (
+            (name, parameter)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad or PROJECTOR in name
+        )
+        weights = read_whole(own)  # on every process, where DeepSpeed has split them
+        if self.args.should_save:
+            save = save_projector if self._saved_parts is SavedParts.PROJECTOR else save_lora
+            save(self.model, Path(output_dir or self.args.output_dir), weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self._adapter_only:
-            if self.args.should_save:
-                save_adapter(self.model, folder, state_dict)
+        super()._save(output_dir, whole_state(self.model, state_dict))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
             return
-        super()._save(str(folder), trained_state(self.model, state_dict))
+        # transformers would leave frozen weights out for peft's models alone; ours can be read from the base.
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # Not strict: frozen weights were left out.
+        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._adapter_only:
-            load_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        if self._saved_parts is not SavedParts.PROJECTOR:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._saved_parts is not SavedParts.WHOLE:
+            name = PROJECTOR_FILE if self._saved_parts is SavedParts.PROJECTOR else NON_LORA_FILE
+            load_parts(self.model if model is None else model, folder / name)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The frozen CLIP is in no checkpoint, see `trained_state`; hundreds of its names would be listed.
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if TOWER not in name]
+        # A CLIP that the base trained is in checkpoints, but is no part of the model while it trains.
+        load_result.unexpected_keys[:] = [name for name in load_result.unexpected_keys if TOWER not in name]
         super()._issue_warnings_after_load(load_result)

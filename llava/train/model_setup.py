@@ -17,7 +17,7 @@ from llava.model.checkpoint_files import resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import load_language_model, load_trained_tower, read_llava_config
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
-from llava.model.placement import Placement, choose_attention
+from llava.model.placement import Placement, choose_attention, choose_quantization
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import (
     ASPECT_RATIOS,
@@ -26,6 +26,7 @@ from llava.train.arguments import (
     TrainingArguments,
     check_choice,
 )
+from llava.train.lora import add_lora
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,12 @@ def _tower_of_base(name: str, folder: Path) -> str:
     return str(found.absolute()) if found in (folder.parent / name, folder / name) else name
 
 
+def _name_from_elsewhere(name: str) -> str:
+    """Return the name of a base that also holds in another working folder: a hub id, or an absolute path."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
 def _refuse_vision_settings(model_args: ModelArguments) -> None:
     """Refuse settings that mean nothing without a vision tower."""
     for name in ("tune_mm_mlp_adapter", "pretrain_mm_mlp_adapter", "mm_vision_token_reduce_func"):
@@ -137,7 +144,7 @@ def build_model(
     training_args: TrainingArguments,
     base: tuple[Path, LlavaConfig],
     attn_implementation: str | None = None,
-) -> tuple[LlavaLlamaForCausalLM, PreTrainedTokenizerBase]:
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the base, give it vision, and decide what of it learns.
 
     Args:
@@ -148,39 +155,62 @@ def build_model(
         attn_implementation: ``flash_attention_2`` to ask for it; used where it can be.
 
     Returns:
-        The model on the CPU (the trainer moves it), and its tokenizer.
+        The model, which the trainer moves to where it learns, and its tokenizer; with LoRA peft's wrapper
+        around the model.
     """
     set_seed(training_args.seed)  # a new projector begins at random
     folder, config = base
-    dtype = weight_dtype(model_args, training_args)
-    attention = choose_attention(
-        training_args.device, training_args.compute_dtype, attn_implementation is not None
-    )
-    model = load_language_model(folder, config, Placement(torch.device("cpu"), dtype, None, attention))
+    placement = placement_of_base(model_args, training_args, attn_implementation is not None)
+    model = load_language_model(folder, config, placement)
     model.config.use_cache = False
     _complete_sampling(model)
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
+    trained: Any = model
+    if training_args.lora_enable:
+        trained = add_lora(model, training_args, _name_from_elsewhere(model_args.model_name_or_path))
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
+    old_vocabulary = model.config.vocab_size
     if model_args.vision_tower is not None:
         _add_vision(model, tokenizer, model_args, data_args, training_args)
-    freeze(model, model_args, training_args)
-    for parameter in model.parameters() if model_args.tune_mm_mlp_adapter else ():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    freeze(model, model_args, training_args, has_new_tokens=model.config.vocab_size > old_vocabulary)
+    if not training_args.deepspeed:  # which keeps such copies itself
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     model.tokenizer = tokenizer
-    return model, tokenizer
+    return trained, tokenizer
 
 
-def weight_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
-    """Return the type in which the base is loaded.
+def placement_of_base(
+    model_args: ModelArguments, training_args: TrainingArguments, wants_flash_attention: bool = False
+) -> Placement:
+    """Decide in which form the base is loaded.
 
     Weights that learn stay in float32, because small updates vanish in 16 bits; DeepSpeed keeps such copies
     itself. A base that does not learn takes the type it computes in.
+
+    Args:
+        model_args: Whether the projector alone learns.
+        training_args: Device, types, LoRA and bits.
+        wants_flash_attention: Whether it was asked for.
     """
-    if model_args.tune_mm_mlp_adapter:
-        return training_args.compute_dtype
-    return torch.bfloat16 if training_args.bf16 and training_args.deepspeed else torch.float32
+    compute_dtype = training_args.compute_dtype
+    is_frozen = model_args.tune_mm_mlp_adapter or training_args.lora_enable
+    quantization = choose_quantization(
+        training_args.bits == 8,
+        training_args.bits == 4,
+        compute_dtype,
+        quant_type=training_args.quant_type,
+        double_quant=training_args.double_quant,
+    )
+    return Placement(
+        # Quantized weights are made where they stay; others are moved by the trainer.
+        device=torch.device("cpu") if quantization is None else training_args.device,
+        dtype=compute_dtype if is_frozen or training_args.deepspeed else torch.float32,
+        attn_implementation=choose_attention(training_args.device, compute_dtype, wants_flash_attention),
+        quantization=quantization,
+    )
 
 
 def _add_vision(
@@ -202,6 +232,8 @@ def _add_vision(
         load_trained_tower(model, trained_with)
     if training_args.device.type == "cuda":
         tower.to(dtype=training_args.compute_dtype)
+    tower.to(device=training_args.device)
+    model.get_model().hold_tower_apart()
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
@@ -222,17 +254,23 @@ def _add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer)
 
 
-def freeze(model: LlavaLlamaForCausalLM, model_args: Any, training_args: Any) -> None:
-    """Decide what learns. CLIP never does, whatever else is asked for.
+def freeze(
+    model: LlavaLlamaForCausalLM, model_args: Any, training_args: Any, has_new_tokens: bool = False
+) -> None:
+    """Decide what learns. CLIP never does, whatever else is asked for; with LoRA the base does not either.
 
     Args:
-        model: With its vision modules, if it gets any.
+        model: With its vision modules, if it gets any, and its adapter, if it gets one.
         model_args: ``freeze_backbone``, ``tune_mm_mlp_adapter``, ``mm_use_im_start_end``.
-        training_args: ``freeze_mm_mlp_adapter``.
+        training_args: ``freeze_mm_mlp_adapter``, ``lora_enable``.
+        has_new_tokens: Whether the embeddings got rows that the base has not.
     """
     inner: Any = model.get_model()
     projector: nn.Module | None = getattr(inner, "mm_projector", None)
-    if model_args.freeze_backbone:
+    if training_args.lora_enable:
+        # Rows that no base has must learn, and so be saved.
+        model.get_input_embeddings().requires_grad_(has_new_tokens)
+    elif model_args.freeze_backbone:
         inner.requires_grad_(False)
     if model_args.tune_mm_mlp_adapter:
         model.requires_grad_(False)

@@ -56,9 +56,10 @@ def test_pretraining_learns_the_projector_alone(command):
 
 def test_fine_tuning_learns_everything_but_clip(command):
     trainer = set_up(command("finetune", mm_projector_lr=5e-4))
-    names = [name for name, _ in trainer.model.named_parameters()]
-    assert any("vision_tower.text_tower" in name for name in names)
-    expected = [name for name in names if "vision_tower" not in name]
+    tower = [name for name, _ in trainer.model.get_vision_tower().named_parameters()]
+    assert any("text_tower" in name for name in tower)
+    expected = [name for name, _ in trainer.model.named_parameters()]
+    assert not [name for name in expected if "tower" in name]
     assert trainable(trainer.model) == expected
     rates = optimized(trainer)
     assert set(rates) == set(expected)
@@ -412,7 +413,15 @@ def test_old_flags_and_abbreviations_are_accepted(command):
         ({"save_strategy": "sometimes"}, "sometimes"),
         ({"model_max_length": 0}, "--model_max_length is 0; accepted: 1 or more"),
         ({"model_max_length": -5}, "--model_max_length is -5"),
-        ({"lora_enable": True}, "not available yet"),
+        ({"bits": 4}, "--bits 4 weights cannot learn: add --lora_enable True"),
+        ({"bits": 5}, "--bits is 5; accepted: 4, 8, 16"),
+        ({"lora_enable": True, "lora_r": 0}, "--lora_r is 0"),
+        ({"lora_enable": True, "lora_dropout": 1}, "--lora_dropout is 1.0"),
+        ({"lora_enable": True, "lora_bias": "some"}, "--lora_bias is 'some'; accepted: none, all, lora_only"),
+        ({"lora_enable": True, "quant_type": "int4"}, "--quant_type is 'int4'; accepted: fp4, nf4"),
+        ({"lora_enable": True, "tune_mm_mlp_adapter": True}, "leave out --lora_enable"),
+        ({"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": True}, "leave nothing that learns"),
+        ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_is_loaded(

@@ -25,6 +25,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedModel,
 )
+from transformers.modeling_utils import set_zero3_state
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import iterate_weights, read_config, resolve_folder
@@ -380,7 +381,8 @@ def _load_half(
     Raises:
         UserError: If weights are missing.
     """
-    with init_empty_weights(include_buffers=False):
+    # The second context keeps ZeRO-3 from splitting it, see `LlavaMetaModel.hold_tower_apart`.
+    with init_empty_weights(include_buffers=False), set_zero3_state():
         model = model_class._from_config(config)
     expected = model.state_dict()
     weights = {}
