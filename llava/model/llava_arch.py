@@ -454,12 +454,14 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
                 layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
 
 
-def load_new_rows(embeddings: Tensor, path: Path) -> None:
+def load_new_rows(embeddings: Tensor, path: Path, all_rows: bool = False) -> None:
     """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:
         embeddings: The model's input embeddings, (V, H), changed in place.
         path: The file.
+        all_rows: Whether the others are copied too if the file has them: stage 1 changes every row that its
+            captions use, and its result answers with those. As in LLaVA, stage 2 does not begin with them.
 
     Raises:
         UserError: If the file has no embeddings or of another size.
@@ -472,4 +474,5 @@ def load_new_rows(embeddings: Tensor, path: Path) -> None:
             f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or "
             f"{(rows, embeddings.shape[1])} for the start and end tokens; found {found}"
         )
-    embeddings[-rows:] = stored[-rows:].to(embeddings)
+    copied = len(stored) if all_rows else rows
+    embeddings[-copied:] = stored[-copied:].to(embeddings)

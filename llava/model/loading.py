@@ -311,7 +311,7 @@ def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
     path = folder / "mm_projector.bin"
     load_projector(model.get_model().mm_projector, path)
     if getattr(model.config, "mm_use_im_start_end", False):
-        load_new_rows(model.get_input_embeddings().weight.data, path)
+        load_new_rows(model.get_input_embeddings().weight.data, path, all_rows=True)
     return {name for name in model.state_dict() if "mm_projector." in name}
 
 

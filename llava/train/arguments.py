@@ -106,28 +106,25 @@ class TrainingArguments(transformers.TrainingArguments):
     evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
     warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
 
+    overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run goes on from its last checkpoint.")
+    save_safetensors: bool = _arg(True, "Accepted and not read: whole models are saved as safetensors.")
+    group_by_length: bool = _arg(False, "Old name of --train_sampling_strategy group_by_length.")
+
     def __post_init__(self) -> None:
         """Translate old names, and leave out what this machine cannot do."""
+        self._translate_old_names()
         inherited: Any = self  # mypy cannot see through transformers' dataclass
-        if self.evaluation_strategy is not None:
-            inherited.eval_strategy = self.evaluation_strategy
-        if self.warmup_ratio and not inherited.warmup_steps:
-            inherited.warmup_steps = self.warmup_ratio
         if inherited.tf32 and not is_torch_tf32_available():
             logger.info("--tf32 True is ignored: this machine has no such arithmetic")
             inherited.tf32 = None
-        if getattr(self, "activation_checkpointing", True) is None:
-            # The old name, which LLaVA's scripts use, would print a warning.
-            inherited.activation_checkpointing = inherited.gradient_checkpointing
-            inherited.gradient_checkpointing = None
         if inherited.ddp_find_unused_parameters is None:
             inherited.ddp_find_unused_parameters = False  # whatever learns is used in every step
-        if inherited.deepspeed:
-            self._check_deepspeed()
         if not torch.accelerator.is_available():
             # Said openly, because transformers refuses bf16 on a CPU that is merely all there is.
             inherited.use_cpu = True
             inherited.dataloader_pin_memory = False
+        if inherited.deepspeed:
+            self._check_deepspeed()
         super().__post_init__()
         if inherited.deepspeed:
             import deepspeed
@@ -135,6 +132,20 @@ class TrainingArguments(transformers.TrainingArguments):
             # On a CPU transformers starts torch's process group only, and ZeRO-3 would split for one process.
             deepspeed.init_distributed(verbose=False)
         self._take_one_device()
+
+    def _translate_old_names(self) -> None:
+        """Say by today's names what LLaVA's scripts and older command lines say by others."""
+        inherited: Any = self
+        if self.evaluation_strategy is not None:
+            inherited.eval_strategy = self.evaluation_strategy
+        if self.warmup_ratio and not inherited.warmup_steps:
+            inherited.warmup_steps = self.warmup_ratio
+        if self.group_by_length:
+            inherited.train_sampling_strategy = "group_by_length"
+        if getattr(self, "activation_checkpointing", True) is None:
+            # The old name would print a warning.
+            inherited.activation_checkpointing = inherited.gradient_checkpointing
+            inherited.gradient_checkpointing = None
 
     def _check_deepspeed(self) -> None:
         """Refuse a DeepSpeed that is not there.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
 from llava.train.records import Record, check_records, read_records
-from llava.utils import exit_on_user_error, setup_logging
+from llava.utils import exit_on_user_error, process_rank, setup_logging
+
+REPORT_DELAY_S = 10.0
 
 __all__ = [
     "DataArguments",
@@ -89,9 +93,14 @@ def main(attn_implementation: str | None = None) -> None:
     """Run `train` as a command."""
     setup_logging()
     transformers.logging.disable_progress_bar()
+    # Meant for DeepSpeed's developers, and repeated at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
         train(attn_implementation)
     except UserError as error:
+        if process_rank():
+            # The first process makes most mistakes too; once it has said so, the launcher ends the others.
+            time.sleep(REPORT_DELAY_S)
         # A loader's worker process hands over its whole traceback; its last line is the sentence.
         raise type(error)(
             str(error).strip().splitlines()[-1].removeprefix(f"{_full_name(error)}: ")
