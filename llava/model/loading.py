@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -348,7 +349,9 @@ def _apply_lora(
         raise UserError(
             f"{folder / 'non_lora_trainables.bin'} holds weights of no part of the model: {unexpected[0]}"
         )
-    adapted = PeftModel.from_pretrained(model, str(folder))  # changes the model itself
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        adapted = PeftModel.from_pretrained(model, str(folder))  # changes the model itself
     # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
     return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
 

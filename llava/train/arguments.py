@@ -174,7 +174,7 @@ class TrainingArguments(transformers.TrainingArguments):
     @property
     def is_zero3(self) -> bool:
         """Whether DeepSpeed splits the weights themselves over the processes."""
-        config: Any = self.hf_deepspeed_config
+        config = getattr(self, "hf_deepspeed_config", None)  # there only with --deepspeed
         return config is not None and config.is_zero3()
 
     @property

@@ -19,7 +19,6 @@ from llava.model.checkpoint_files import read_tensors
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
-TOWER = "model.vision_tower."
 LORA = "lora_"
 
 
@@ -78,23 +77,6 @@ def finish_checkpoint(folder: str | Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         checkpoint.rename(target)
     unfinished.rmdir()
-
-
-def whole_state(model: Any, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the weights of a model's whole checkpoint.
-
-    Frozen CLIP is left out, since every loader takes it from CLIP's own files, unless the base trained it.
-
-    Args:
-        model: A LLaVA model whose tower is held apart.
-        state_dict: Its weights, where they had to be gathered.
-    """
-    state = model.state_dict() if state_dict is None else state_dict
-    if not getattr(model.config, "unfreeze_mm_vision_tower", False):
-        return state
-    return state | {
-        f"{TOWER}{name}": tensor.cpu() for name, tensor in model.get_vision_tower().state_dict().items()
-    }
 
 
 def save_projector(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:

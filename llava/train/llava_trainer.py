@@ -16,11 +16,12 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
+from llava.model.loading import TOWER
+from llava.model.saving import whole_state
 from llava.model.sharding import read_whole
 from llava.train.checkpoint import (
     NON_LORA_FILE,
     PROJECTOR_FILE,
-    TOWER,
     SavedParts,
     finish_checkpoint,
     load_parts,
@@ -28,7 +29,6 @@ from llava.train.checkpoint import (
     save_lora,
     save_projector,
     unfinished_folder,
-    whole_state,
 )
 from llava.train.meter import TrainingMeter
 

@@ -18,6 +18,7 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.loading import load_language_model, load_trained_tower, read_llava_config
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
+from llava.model.saving import complete_sampling, tower_name_elsewhere
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import (
     ASPECT_RATIOS,
@@ -80,7 +81,7 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
         for arguments in (model_args, data_args):
             _inherit(arguments, config, model_args.given)
         if model_args.vision_tower == config.mm_vision_tower:
-            model_args.vision_tower = _tower_of_base(config.mm_vision_tower, folder)
+            model_args.vision_tower = tower_name_elsewhere(config.mm_vision_tower, folder)
             model_args.vision_tower_beside = folder
     check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
     parse_reduction(model_args.mm_vision_token_reduce_func)
@@ -110,19 +111,6 @@ def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None
         if value not in (None, default):
             logger.info("--%s is not given: %s, as in the base", name, value)
             setattr(arguments, name, value)
-
-
-def _tower_of_base(name: str, folder: Path) -> str:
-    """Return the name under which a checkpoint that is saved elsewhere finds the base's CLIP.
-
-    A hub id stays one. A name relative to the base means nothing beside another folder, so a CLIP that lies
-    there is named by its absolute path; copying it would take gigabytes.
-
-    Raises:
-        MissingFileError: If it is not found.
-    """
-    found = resolve_folder(name, beside=folder)
-    return str(found.absolute()) if found in (folder.parent / name, folder / name) else name
 
 
 def _name_from_elsewhere(name: str) -> str:
@@ -163,7 +151,7 @@ def build_model(
     placement = placement_of_base(model_args, training_args, attn_implementation is not None)
     model = load_language_model(folder, config, placement)
     model.config.use_cache = False
-    _complete_sampling(model)
+    complete_sampling(model)
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
     trained: Any = model
     if training_args.lora_enable:
@@ -281,12 +269,3 @@ def freeze(
     tower = model.get_vision_tower()
     if tower is not None:
         tower.requires_grad_(False)
-
-
-def _complete_sampling(model: LlavaLlamaForCausalLM) -> None:
-    """Let a base's sampling settings be saved: Vicuna has a temperature without saying that it samples."""
-    settings = model.generation_config
-    if settings is not None and (
-        settings.temperature not in (None, 1.0) or settings.top_p not in (None, 1.0)
-    ):
-        settings.do_sample = True

@@ -93,8 +93,8 @@ def main(attn_implementation: str | None = None) -> None:
     """Run `train` as a command."""
     setup_logging()
     transformers.logging.disable_progress_bar()
-    # Meant for DeepSpeed's developers, and repeated at every step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # Meant for the developers of DeepSpeed and peft, and repeated at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
     try:
         train(attn_implementation)
     except UserError as error:

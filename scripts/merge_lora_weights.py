@@ -1,0 +1,76 @@
+"""Merge a LoRA adapter into the model it was trained on, and save the result as a whole checkpoint.
+
+The weights keep the type in which the base stores them. CLIP's are not copied: the config names its folder.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from llava.errors import UserError
+from llava.model.checkpoint_files import iterate_weights, resolve_folder
+from llava.model.loading import CheckpointKind, checkpoint_kind, load_checkpoint
+from llava.model.placement import Placement
+from llava.model.saving import save_whole
+from llava.options import CommandParser
+from llava.train.checkpoint import check_output_folder
+from llava.utils import exit_on_user_error, setup_logging
+
+logger = logging.getLogger(__name__)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `merge_lora` as a command."""
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--model-path", required=True, help="the adapter: folder or hub id")
+    parser.add_argument("--model-base", required=True, help="what it was trained on: folder or hub id")
+    parser.add_argument("--save-model-path", required=True, type=Path, help="a new folder for the result")
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    transformers_logging.disable_progress_bar()
+    merge_lora(arguments.model_path, arguments.model_base, arguments.save_model_path)
+    logger.info("the merged model is in %s", arguments.save_model_path)
+
+
+def merge_lora(model_path: str, model_base: str, target: Path) -> None:
+    """Merge a LoRA checkpoint into its base.
+
+    Args:
+        model_path: Folder or hub id of the adapter.
+        model_base: Folder or hub id of the base.
+        target: Folder of the result.
+
+    Raises:
+        MissingFileError: If the adapter, the base or CLIP is missing.
+        UserError: If the first is no LoRA checkpoint, it does not fit, or the result cannot be written.
+    """
+    folder = resolve_folder(model_path)
+    if checkpoint_kind(folder) is not CheckpointKind.LORA:
+        raise UserError(f"{folder} is no LoRA checkpoint: it has no adapter_model.safetensors")
+    if (target / "config.json").exists():
+        raise UserError(f"{target} holds a model already; name another folder with --save-model-path")
+    base = resolve_folder(model_base)
+    placement = Placement(torch.device("cpu"), stored_dtype(base))
+    check_output_folder(target)
+    loaded = load_checkpoint(str(folder), str(base), placement)
+    save_whole(loaded.model, loaded.tokenizer, target, beside=folder)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the type of a language model's stored weights, of which the embeddings are always one.
+
+    Raises:
+        UserError: If the folder holds no language model.
+    """
+    for _, tensor in iterate_weights(folder, ("model.embed_tokens.",)):
+        return tensor.dtype
+    raise UserError(f"{folder} holds no language model: it has no weights model.embed_tokens")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

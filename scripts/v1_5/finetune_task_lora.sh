@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# A trained LLaVA-1.5 goes on learning with LoRA, from data of your own: set DATA and IMAGES.
+# The projector and an adapter of rank 128 learn; scripts/merge_lora_weights.py makes a whole model of the result.
+# The assignments below are defaults of environment variables; --help shows these and all others.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/../launch.sh"
+
+: "${MODEL:=liuhaotian/llava-v1.5-13b}"
+: "${OUTPUT:=$checkpoints/llava-v1.5-13b-task-lora}"
+: "${LR:=2e-4}"
+
+launch "${fine_tuning[@]}" "${lora[@]}" "$@"
