@@ -1,11 +1,18 @@
-"""The training sets of both stages, as LLaVA's JSON lists over the pictures on disk."""
+"""The training sets of both stages, as LLaVA's JSON lists over the pictures on disk.
+
+``python -m playground.shapes.make_data --output FOLDER`` makes small ones to try training with.
+"""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from playground.shapes.pictures import picture_name
+from llava.errors import UserError
+from llava.options import CommandParser, positive
+from llava.utils import exit_on_user_error
+from playground.shapes.pictures import draw_pictures, picture_name
 from playground.shapes.questions import TURNS, Question, ask_description, ask_several
 from playground.shapes.world import TRAIN, Scene, stream
 
@@ -51,3 +58,26 @@ def _sample(number: int, seed: int, questions: Sequence[Question]) -> dict[str, 
         turns.append({"from": "human", "value": image + question.text})
         turns.append({"from": "gpt", "value": question.answer})
     return {"id": f"shapes-{number}", "image": picture_name(seed), "conversations": turns}
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw pictures, and write captions and questions about them, as data to try training with."""
+    parser = CommandParser(prog="python -m playground.shapes.make_data", description=main.__doc__)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for pictures/, captions.json and questions.json"
+    )
+    parser.add_argument("--pictures", type=positive, default=200, help="how many (default: 200)")
+    options = parser.parse_args(argv)
+    folder, count = options.output, options.pictures
+    try:
+        draw_pictures(folder / "pictures", count)
+        write_json((stage1_sample(number, count) for number in range(count)), folder / "captions.json")
+        write_json((stage2_sample(number, count, 1) for number in range(count)), folder / "questions.json")
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder}: {error.strerror}") from error
+    print(f"{count} pictures, captions and conversations in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.shapes import build, measure, measure_clip
+from playground.shapes import build, make_data, measure, measure_clip
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from playground.shapes import build, measure, measure_clip
         (measure, ["--token-reduction", "TRIM:0"], "'TRIM:0' is not a token reduction"),
         (measure_clip, ["--pictures", "-3"], "argument --pictures"),
         (measure_clip, ["--clip", "/nowhere"], "no model folder '/nowhere'"),
+        (make_data, ["--output", "FILE", "--pictures", "0"], "argument --pictures"),
+        (make_data, ["--output", "FILE/data", "--pictures", "1"], "nothing can be written to FILE/data"),
         (build, ["--preset", "big"], "invalid choice: 'big'"),
         (build, ["--preset", "smoke", "--work", "FILE/work"], "FILE/work could not be made: Not a directory"),
     ],
