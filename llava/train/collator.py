@@ -22,21 +22,43 @@ class DataCollatorForSupervisedDataset:
         tokenizer: Gives the pad id and the length beyond which a sample is cut.
         blank_image: Pixels (3, H, W) for a batch without images, so that every rank runs the projector
             (ZeRO-3 waits for all of them); ``None`` where there is no vision tower.
+        counts_skipped: Whether batches say how many samples were left out of them.
     """
 
     tokenizer: PreTrainedTokenizerBase
     blank_image: Tensor | None = None
+    counts_skipped: bool = False
 
     def __call__(self, instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Join samples.
 
         Args:
-            instances: Of `LazySupervisedDataset`.
+            instances: Of `LazySupervisedDataset`. Skipped ones are left out; if no other is there, the batch
+                is one row in which nothing is learned.
 
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, L); for a multimodal model also ``images``,
-            stacked (I, 3, H, W) if their shapes agree, and ``texts``, one entry per image.
+            stacked (I, 3, H, W) if their shapes agree, and ``texts``, one entry per image. If
+            ``counts_skipped``, also ``skipped``, a number.
         """
+        kept = [instance for instance in instances if "skipped" not in instance]
+        batch = self._join(kept or [self._nothing()])
+        if self.counts_skipped:
+            batch["skipped"] = len(instances) - len(kept)
+        return batch
+
+    def _nothing(self) -> dict[str, Any]:
+        """Return a sample that teaches nothing: a rank without a sample still takes part in its step.
+
+        It has two tokens, because the model takes a row of one for a step of decoding, which sees no image.
+        """
+        return {
+            "input_ids": torch.full((2,), self.tokenizer.pad_token_id),
+            "labels": torch.full((2,), IGNORE_INDEX),
+        }
+
+    def _join(self, instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Join whole samples."""
         limit = self.tokenizer.model_max_length
         ids = [instance["input_ids"][:limit] for instance in instances]
         labels = [instance["labels"][:limit] for instance in instances]

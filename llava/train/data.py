@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,51 @@ from llava.mm_utils import process_image
 from llava.train.arguments import DataArguments
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.preprocess import preprocess, preprocess_multimodal, text_for_clip
-from llava.train.records import Record, image_path, name_record, read_records
+from llava.train.records import Record, image_path, naming, read_records
+
+logger = logging.getLogger(__name__)
 
 IMAGE_WORDS = 128
 """What an image counts in `LazySupervisedDataset.lengths`, in words."""
 
 Sample = dict[str, Any]
-"""``input_ids`` and ``labels`` (L,); with an image also ``image`` (3, H, W) and ``text``, what CLIP reads."""
+"""``input_ids`` and ``labels`` (L,); with an image also ``image`` (3, H, W) and ``text``, what CLIP reads.
+
+Or ``skipped`` alone: the sentence that says why the record is left out.
+"""
+
+
+def encode_record(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    template: Conversation,
+    text_source: str = "questions",
+) -> Sample:
+    """Make a sample of a record's text: all of it but the pixels.
+
+    Args:
+        record: One that `check_records` accepts.
+        tokenizer: The language model's.
+        data_args: Says whether images are seen and how they are marked.
+        template: How the conversation is rendered.
+        text_source: See `text_for_clip`.
+
+    Returns:
+        ``input_ids`` and ``labels`` (L,); with an image also ``text``.
+
+    Raises:
+        UserError: If its turns do not fit the template.
+    """
+    has_image = "image" in record and data_args.is_multimodal
+    source = record["conversations"]
+    if has_image:
+        source = preprocess_multimodal([source], data_args, template)[0]
+    encoded = preprocess([source], tokenizer, has_image=has_image, template=template)
+    sample: Sample = {"input_ids": encoded["input_ids"][0], "labels": encoded["labels"][0]}
+    if has_image:
+        sample["text"] = text_for_clip(source, template, text_source)
+    return sample
 
 
 class LazySupervisedDataset(Dataset):
@@ -33,7 +72,7 @@ class LazySupervisedDataset(Dataset):
     Args:
         data_path: JSON list of records.
         tokenizer: The language model's.
-        data_args: Where images lie and how they become pixels.
+        data_args: Where images lie, how they become pixels, and what to do if they are bad.
         template: How conversations are rendered.
         text_source: See `text_for_clip`.
         records: What `read_records` gave, to read the file only once.
@@ -55,6 +94,7 @@ class LazySupervisedDataset(Dataset):
         self.data_args = data_args
         self.template = template
         self.text_source = text_source
+        self._skipped: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.list_data_dict)
@@ -62,37 +102,44 @@ class LazySupervisedDataset(Dataset):
     @property
     def lengths(self) -> list[int]:
         """Roughly the samples' lengths, in words."""
-        return [_words(record) + (IMAGE_WORDS if "image" in record else 0) for record in self.list_data_dict]
+        return [
+            count_words(record) + (IMAGE_WORDS if "image" in record else 0) for record in self.list_data_dict
+        ]
 
     @property
     def modality_lengths(self) -> list[int]:
         """Words of every sample, negative for those without an image; never 0."""
-        return [max(_words(record), 1) * (1 if "image" in record else -1) for record in self.list_data_dict]
+        return [
+            max(count_words(record), 1) * (1 if "image" in record else -1) for record in self.list_data_dict
+        ]
 
     def __getitem__(self, index: int) -> Sample:
         """Make a sample.
 
         Raises:
-            UserError: If its image is missing or broken, or its turns do not fit the template.
+            UserError: If its turns do not fit the template, or its image is missing or broken and
+                ``on_bad_image`` is ``error``.
         """
         record = self.list_data_dict[index]
+        with naming(record, index):
+            sample = encode_record(record, self.tokenizer, self.data_args, self.template, self.text_source)
+            if "text" not in sample:
+                return sample
+            path = image_path(record, self.data_args.image_folder)
         try:
-            return self._sample(record)
+            with naming(record, index):
+                return {**sample, "image": self._pixels(path)}
         except UserError as error:
-            raise type(error)(f"{name_record(record, index)}: {error}") from error
+            if self.data_args.on_bad_image != "skip":
+                raise
+            return self._skip(str(error))
 
-    def _sample(self, record: Record) -> Sample:
-        """Tokenize a record and open its image."""
-        has_image = "image" in record and self.data_args.is_multimodal
-        source = record["conversations"]
-        if has_image:
-            source = preprocess_multimodal([source], self.data_args, self.template)[0]
-        encoded = preprocess([source], self.tokenizer, has_image=has_image, template=self.template)
-        sample: Sample = {"input_ids": encoded["input_ids"][0], "labels": encoded["labels"][0]}
-        if has_image:
-            sample["image"] = self._pixels(image_path(record, self.data_args.image_folder))
-            sample["text"] = text_for_clip(source, self.template, self.text_source)
-        return sample
+    def _skip(self, sentence: str) -> Sample:
+        """Leave a record out, and say so once in this process."""
+        if sentence not in self._skipped:
+            self._skipped.add(sentence)
+            logger.warning("left out: %s", sentence)
+        return {"skipped": sentence}
 
     def _pixels(self, path: Path) -> Tensor:
         """Open an image and turn it into pixels, (3, H, W)."""
@@ -101,7 +148,7 @@ class LazySupervisedDataset(Dataset):
         return process_image(image, self.data_args.image_processor, "pad" if ratio == "pad" else None)
 
 
-def _words(record: Record) -> int:
+def count_words(record: Record) -> int:
     """Count a record's words."""
     return sum(len(turn["value"].split()) for turn in record["conversations"])
 
@@ -141,5 +188,7 @@ def make_supervised_data_module(
         text_source=text_source,
         records=records,
     )
-    collator = DataCollatorForSupervisedDataset(tokenizer, blank_image(data_args))
+    collator = DataCollatorForSupervisedDataset(
+        tokenizer, blank_image(data_args), counts_skipped=data_args.on_bad_image == "skip"
+    )
     return {"train_dataset": dataset, "eval_dataset": None, "data_collator": collator}

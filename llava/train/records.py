@@ -1,10 +1,16 @@
-"""Training records: read and checked whole before a model is loaded."""
+"""Training records: read and checked whole before a model is loaded; images are only looked for."""
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,9 +18,39 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.errors import MissingFileError, UserError
 from llava.train.preprocess import ROLES, alternating_turns, render
+from llava.utils import process_rank
+
+logger = logging.getLogger(__name__)
+
+CHECK_COMMAND = "python -m llava.train.check_data"
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON may write it, but it is no character, and tokenizers fail on it."""
 
 Record = dict[str, Any]
 """``conversations`` (a list of turns), and optionally ``id`` and ``image`` (relative to the image folder)."""
+
+
+class Fault(Enum):
+    """What is wrong with a record; only faults of images can be skipped."""
+
+    RECORD = "wrong record"
+    MISSING = "missing image"
+    BROKEN = "broken image"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that cannot be trained on.
+
+    Attributes:
+        index: Its place in the data file.
+        fault: What kind of problem it is.
+        sentence: Which record is meant, and what is wrong with it.
+    """
+
+    index: int
+    fault: Fault
+    sentence: str
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -28,31 +64,89 @@ def read_records(path: str | Path) -> list[Record]:
         raise MissingFileError(f"no data file {str(path)!r}; --data_path is a JSON list of records")
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected one JSON list of records") from error
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} holds {_kind(records)}; expected one JSON list of records")
     return records
 
 
-def check_records(records: Sequence[Any], image_folder: str | Path | None, template: Conversation) -> None:
+def find_problems(
+    records: Sequence[Any], image_folder: str | Path | None, template: Conversation
+) -> Iterator[Problem]:
+    """Find every record that cannot become a sample, as far as that shows without opening an image.
+
+    Args:
+        records: Of one data file.
+        image_folder: Where their images lie.
+        template: How they will be rendered.
+    """
+    # One listing per folder: asking for every file by itself takes minutes on network storage.
+    files_in = functools.cache(_files_in)
+    for index, record in enumerate(records):
+        try:
+            with naming(record, index):
+                _check_turns(record, template)
+                if "image" in record:
+                    _check_file(image_path(record, image_folder), files_in)
+        except MissingFileError as error:
+            yield Problem(index, Fault.MISSING, str(error))
+        except UserError as error:
+            yield Problem(index, Fault.RECORD, str(error))
+
+
+def check_records(
+    records: Sequence[Any],
+    image_folder: str | Path | None,
+    template: Conversation,
+    on_bad_image: str = "error",
+) -> None:
     """Make sure that every record can become a sample; images are only opened in training.
 
     Args:
         records: Of one data file.
         image_folder: Where their images lie.
         template: How they will be rendered.
+        on_bad_image: ``skip`` makes missing images a warning, unless all of them are missing.
 
     Raises:
-        UserError: If one cannot; the message names it.
+        UserError: If one cannot; the message names the first and counts the others.
+        MissingFileError: If the first one's image is missing.
     """
-    for index, record in enumerate(records):
-        try:
-            _check_turns(record, template)
-            if "image" in record:
-                image_path(record, image_folder)
-        except UserError as error:
-            raise type(error)(f"{name_record(record, index)}: {error}") from error
+    problems = list(find_problems(records, image_folder, template))
+    fatal = fatal_problems(problems, records, on_bad_image)
+    if fatal:
+        error = MissingFileError if fatal[0].fault is Fault.MISSING else UserError
+        others = f" (and {len(fatal) - 1:,} more; {CHECK_COMMAND} lists all bad records)" if fatal[1:] else ""
+        raise error(f"{why_not_skipped(fatal, on_bad_image)}{fatal[0].sentence}{others}")
+    if problems and process_rank() == 0:
+        logger.warning(
+            "records left out because their images are missing: %d; the first: %s",
+            len(problems),
+            problems[0].sentence,
+        )
+
+
+def fatal_problems(problems: Sequence[Problem], records: Sequence[Any], on_bad_image: str) -> list[Problem]:
+    """Return the problems that stop a training run.
+
+    Args:
+        problems: Of these records.
+        records: Of one data file.
+        on_bad_image: ``skip`` lets a run go on without the images that are bad, as long as one is good.
+    """
+    wrong = [problem for problem in problems if problem.fault is Fault.RECORD]
+    images = sum(isinstance(record, dict) and "image" in record for record in records)
+    can_skip = on_bad_image == "skip" and len(problems) - len(wrong) < images
+    return wrong if can_skip else list(problems)
+
+
+def why_not_skipped(fatal: Sequence[Problem], on_bad_image: str) -> str:
+    """Begin a sentence about fatal problems: bad images are among them although they may be skipped."""
+    images = any(problem.fault is not Fault.RECORD for problem in fatal)
+    return "no image is left to train on: " if images and on_bad_image == "skip" else ""
 
 
 def image_path(record: Record, image_folder: str | Path | None) -> Path:
@@ -62,12 +156,13 @@ def image_path(record: Record, image_folder: str | Path | None) -> Path:
         UserError: If there is no image folder, or the path leads out of it.
     """
     name = record["image"]
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or HALF_PAIR.search(name):
         raise UserError(f"'image' is {name!r}; expected the path of one image below the image folder")
     if image_folder is None:
         raise UserError(f"it has an image ({name!r}), so --image_folder is needed")
     # Only the words are checked: a folder may well consist of links to where the pictures really are.
-    if PurePath(name).is_absolute() or Path(os.path.normpath(name)).parts[0] == os.pardir:
+    words = PurePath(os.path.normpath(name))
+    if words.is_absolute() or words.parts[:1] == (os.pardir,):
         raise UserError(f"the image path {name!r} leads out of the image folder {str(image_folder)!r}")
     return Path(image_folder) / name
 
@@ -75,7 +170,48 @@ def image_path(record: Record, image_folder: str | Path | None) -> Path:
 def name_record(record: Any, index: int) -> str:
     """Say which record is meant, by its place and its id."""
     own = record.get("id") if isinstance(record, dict) else None
-    return f"record {index}" if own is None else f"record {index} (id {own!r})"
+    return f"record {index}" if own is None else f"record {index} (id {own!r:.80})"
+
+
+@contextmanager
+def naming(record: Any, index: int) -> Iterator[None]:
+    """Let a mistake say in which record it is.
+
+    Raises:
+        UserError: Of the same type as the one that is raised inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{name_record(record, index)}: {error}") from error
+
+
+def _files_in(folder: str) -> frozenset[str] | None:
+    """List the files of a folder: ``None`` if there is none, nothing if it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return frozenset()
+
+
+def _check_file(path: Path, files_in: Callable[[str], frozenset[str] | None]) -> None:
+    """Make sure that an image file is there."""
+    folder, name = os.path.split(path)
+    files = files_in(folder)
+    # Asked for by itself where the listing lacks it: some file systems match names without their case.
+    if files is None or (name not in files and not _is_file(path)):
+        raise MissingFileError(f"there is no image file {str(path)!r}")
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether a file is there; one that cannot be asked for (a name too long, no permission) is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _check_turns(record: Any, template: Conversation) -> None:
@@ -88,6 +224,8 @@ def _check_turns(record: Any, template: Conversation) -> None:
             raise UserError(
                 f"a turn is {turn!r:.80}; expected 'from' ({' or '.join(ROLES)}) and 'value', a text"
             )
+        if half := HALF_PAIR.search(turn["value"]):
+            raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is no character")
     turns = alternating_turns(turns)
     if not turns:
         raise UserError("it has no turn of 'human'")
@@ -96,7 +234,8 @@ def _check_turns(record: Any, template: Conversation) -> None:
         raise UserError(f"{DEFAULT_IMAGE_TOKEN} stands in {shown} turns, but there is one image")
     if "image" not in record and template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("it has no 'image'")
-    render(turns, template)
+    # Templates ask for something of the first turns only, and of how many there are if they want just two.
+    render(turns[:3], template)
 
 
 def _kind(value: Any) -> str:

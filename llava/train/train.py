@@ -54,7 +54,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     check_output_folder(training_args.output_dir)
     base = read_base(model_args, data_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
-    check_records(records, data_args.image_folder, template)
+    check_records(records, data_args.image_folder, template, data_args.on_bad_image)
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     data = make_supervised_data_module(

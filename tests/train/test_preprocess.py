@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from llava.train.preprocess import (
     render,
     text_for_clip,
 )
+from playground.shapes.llama_tokenizer import train_llama_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "preprocess.json").read_text(encoding="utf-8"))
@@ -81,48 +83,84 @@ def test_a_rescued_sample_written_out():
     assert set(labels.tolist()[:-9]) == {IGNORE_INDEX}
 
 
-WORDS = [
-    "cat",
-    "red",
-    "</s>",
-    "é",
-    "你好",
-    "USER:",
-    "ASSISTANT:",
-    "###",
-    "[/INST]",
-    "  ",
-    "\n",
-    "<s>",
-    "1.5",
-    "▁",
+# Whatever may confuse a rule that counts tokens or searches for markers: markers inside turns, blanks at
+# their ends, special tokens, characters that are spelled in bytes or combine with others.
+PIECES = [
+    *["cat", "red", "1.5", " ", "  ", "\n", "\n\n", "\t", "\r\n", ":", "#", "##", "<", ">", "</", "s>", "▁"],
+    *[
+        "</s>",
+        "<s>",
+        "<unk>",
+        "USER:",
+        " ASSISTANT:",
+        "ASSISTANT: ",
+        "###",
+        "###Human:",
+        "[/INST]",
+        "[INST] ",
+    ],
+    *["<<SYS>>", "<|im_end|>", "<|im_start|>user\n", "<Image>", "<im_start>"],
+    *["é", "e\u0301", "你好", "👩\u200d👩\u200d👧", "\u200b", "\ufeff", "\u3000", "\xa0", "\x00", "ﬁ", "½"],
 ]
+DISTINCT_TEMPLATES = list({id(template): name for name, template in conv_templates.items()}.values())
 
 
-def random_text(rng: random.Random) -> str:
-    """A text that begins and ends with a letter, with anything in between."""
-    return " ".join(["a", *rng.choices(WORDS, k=rng.randint(0, 6)), "b"]) if rng.random() < 0.8 else "x"
+def random_text(rng: random.Random, extra: list[str]) -> str:
+    """Anything, also nothing."""
+    return "".join(rng.choices([*PIECES, *extra], k=rng.choice([0, 1, 1, 2, 3, 5, 8])))
 
 
-@pytest.mark.parametrize("name", [name for name in conv_templates if "plain" not in name])
+def random_turns(rng: random.Random, exchanges: int, has_image: bool) -> list[dict[str, str]]:
+    """A conversation; without an image, <image> is text like any other."""
+    turns = []
+    for index in range(exchanges):
+        question = random_text(rng, [] if has_image else ["<image>"])
+        shown = "<image>\n" if has_image and index == 0 else ""
+        turns.append({"from": "human", "value": shown + (question if index else question or "q")})
+        turns.append({"from": "gpt", "value": random_text(rng, [])})
+    return turns
+
+
+def learned_exactly(tokenizer, ids, labels) -> str:
+    """Decode the learned stretches to the very characters, and join them."""
+    guard = tokenizer.convert_tokens_to_ids("a")
+    text, begin = "", 0
+    for learned, run in groupby((labels != IGNORE_INDEX).tolist()):
+        end = begin + len(list(run))
+        if learned:
+            decoded = tokenizer.decode([guard, *labels[begin:end].tolist()]).removeprefix("a")
+            # Text behind an image is a text of its own, and SentencePiece puts a blank in front of one.
+            text += decoded.removeprefix(" ") if ids[begin - 1] == IMAGE_TOKEN_INDEX else decoded
+        begin = end
+    return text
+
+
+@pytest.mark.parametrize("name", DISTINCT_TEMPLATES)
 def test_exactly_the_answers_are_learned(tokenizer, name: str):
-    rng = random.Random(name)
+    rng = random.Random(f"{name} {tokenizer.legacy}")
     template = conv_templates[name]
-    gap = " " if template.sep_style is SeparatorStyle.LLAMA_2 else ""
-    for _ in range(25):
-        has_image = rng.random() < 0.7
-        turns = []
-        for index in range(rng.randint(1, 4)):
-            image = "<image>\n" if has_image and index == 0 else ""
-            turns.append({"from": "human", "value": image + random_text(rng)})
-            turns.append({"from": "gpt", "value": random_text(rng)})
+    style = template.sep_style
+    plain = style is SeparatorStyle.PLAIN
+    before = " " if style not in (SeparatorStyle.MPT, SeparatorStyle.PLAIN) else ""
+    after = (" " if style is SeparatorStyle.LLAMA_2 else "") + template.ends[1]
+    for _ in range(60):
+        has_image = plain or rng.random() < 0.6
+        turns = random_turns(rng, 1 if plain else rng.randint(1, 4), has_image)
         ids, labels = encode(tokenizer, turns, name, has_image)
-        answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
-        expected = [f"{answer}{gap}{template.ends[1]}".replace("▁", " ") for answer in answers]
-        decoded = [text.lstrip(" ") for text in learned_text(tokenizer, labels)]
-        assert decoded == expected
+        answers = [turn["value"] for turn in turns if turn["from"] == "gpt" and (turn["value"] or plain)]
+        expected = "".join(f"{before}{answer}{after}" for answer in answers)
+        assert learned_exactly(tokenizer, ids, labels) == expected.replace("▁", " "), turns
         assert int((ids == IMAGE_TOKEN_INDEX).sum()) == has_image
-        assert not ((ids == IMAGE_TOKEN_INDEX) & (labels != IGNORE_INDEX)).any()
+        assert ((ids == labels) | (labels == IGNORE_INDEX)).all()
+
+
+def test_a_token_that_also_opens_the_next_turn_is_not_learned(tmp_path: Path):
+    """Where <|im_end|> is no special token, a vocabulary may join its end to the marker behind it."""
+    tokenizer = train_llama_tokenizer(["x><y >< ><"] * 20, tmp_path)
+    assert "><" in tokenizer.get_vocab()
+    turns = [{"from": role, "value": role} for role in ("human", "gpt", "human", "gpt")]
+    _, labels = encode(tokenizer, turns, "mpt", has_image=False)
+    assert learned_text(tokenizer, labels) == ["gpt<|im_end|", "gpt<|im_end|>"]
 
 
 @pytest.mark.parametrize("caption", ["A cat.", " spaced ", "</s> odd", "é"])

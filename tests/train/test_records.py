@@ -1,6 +1,7 @@
 """Data files that cannot be trained on are refused by name, before anything is loaded."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,21 @@ import pytest
 
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
-from llava.train.records import check_records, image_path, read_records
+from llava.train.records import (
+    Fault,
+    check_records,
+    find_problems,
+    image_path,
+    name_record,
+    read_records,
+)
 
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 
 
 def test_a_good_record_passes(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.jpg").touch()
     (tmp_path / "data.json").write_text(json.dumps([{"id": 1, "image": "a/b.jpg", "conversations": TURNS}]))
     records = read_records(tmp_path / "data.json")
     check_records(records, tmp_path, conv_templates["v1"])
@@ -28,6 +38,7 @@ def test_a_good_record_passes(tmp_path: Path):
         ("[]", "an empty list"),
         ('{"a": 1}\n{"a": 2}\n', "is not JSON"),
         ("\x00", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str):
@@ -57,6 +68,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ({"conversations": TURNS, "image": "a/../../b.png"}, "leads out of the image folder"),
         ({"conversations": TURNS, "image": "/etc/a.png"}, "leads out of the image folder"),
         ({"conversations": TURNS, "image": ["a.png"]}, "path of one image"),
+        ({"conversations": TURNS, "image": "\ud800.png"}, "path of one image"),
+        ({"conversations": [{"from": "human", "value": "\ud83d"}]}, "'.ud83d', half of a surrogate pair"),
     ],
 )
 def test_bad_records_are_named(record: Any, message: str):
@@ -73,3 +86,86 @@ def test_images_need_a_folder():
 def test_pretraining_needs_an_image_in_every_record():
     with pytest.raises(UserError, match="no 'image'"):
         check_records([{"conversations": TURNS}], "images", conv_templates["plain"])
+
+
+def with_image(name: str) -> dict[str, Any]:
+    return {"image": name, "conversations": TURNS}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with an image, a link to it, a dangling link, and a folder that is called like an image."""
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "dangling.jpg").symlink_to("nothing.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "folder.jpg/../a.jpg", "link.jpg"])
+def test_images_that_are_there_are_found(images: Path, name: str):
+    check_records([with_image(name)], images, conv_templates["v1"])
+
+
+@pytest.mark.parametrize(
+    "name", ["b.jpg", "dangling.jpg", "folder.jpg", "nowhere/a.jpg", "a.jpg/b.jpg", ".", "\x00", "x" * 300]
+)
+def test_a_missing_image_is_named_before_training(images: Path, name: str):
+    with pytest.raises(MissingFileError, match="^record 1: there is no image file '"):
+        check_records([with_image("a.jpg"), with_image(name)], images, conv_templates["v1"])
+
+
+def test_a_folder_is_listed_once_however_many_images_it_has(images: Path, monkeypatch: pytest.MonkeyPatch):
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def listing(folder: str) -> Any:
+        listed.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    records = [with_image(name) for name in ["a.jpg", "b.jpg", "nowhere/a.jpg", "nowhere/b.jpg"] * 3]
+    problems = list(find_problems(records, images, conv_templates["v1"]))
+    assert len(problems) == 9
+    assert listed == [str(images), str(images / "nowhere")]
+
+
+def test_images_of_a_folder_that_may_not_be_listed_are_found(images: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(folder: str) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems = find_problems([with_image("a.jpg"), with_image("b.jpg")], images, conv_templates["v1"])
+    assert [problem.index for problem in problems] == [1]
+
+
+def test_the_first_bad_record_is_named_and_the_others_are_counted(images: Path):
+    records = [{}, with_image("a.jpg"), with_image("b.jpg"), {"id": "x"}]
+    with pytest.raises(UserError, match=r"^record 0: .*'conversations'.* \(and 2 more; .*check_data"):
+        check_records(records, images, conv_templates["v1"])
+    faults = [problem.fault for problem in find_problems(records, images, conv_templates["v1"])]
+    assert faults == [Fault.RECORD, Fault.MISSING, Fault.RECORD]
+
+
+def test_missing_images_can_be_skipped_with_a_warning(images: Path, caplog: pytest.LogCaptureFixture):
+    records = [with_image("b.jpg"), with_image("a.jpg"), with_image("c.jpg")]
+    check_records(records, images, conv_templates["v1"], on_bad_image="skip")
+    (warning,) = [record.message for record in caplog.records]
+    assert warning.startswith("records left out because their images are missing: 2; the first: record 0: ")
+
+
+def test_wrong_records_cannot_be_skipped(images: Path):
+    records = [with_image("b.jpg"), with_image("a.jpg"), with_image("../a.jpg")]
+    with pytest.raises(UserError, match=r"^record 2: .* leads out of the image folder .*'$"):
+        check_records(records, images, conv_templates["v1"], on_bad_image="skip")
+
+
+def test_images_that_are_all_missing_are_not_skipped(images: Path):
+    """Most likely --image_folder is wrong, and hours of training would teach nothing about images."""
+    records = [with_image("b.jpg"), with_image("c.jpg"), {"conversations": TURNS}]
+    with pytest.raises(MissingFileError, match="^no image is left to train on: record 0: .*and 1 more"):
+        check_records(records, images, conv_templates["v1"], on_bad_image="skip")
+
+
+def test_an_endless_id_is_shortened():
+    assert len(name_record({"id": "x" * 1000}, 3)) < 110
