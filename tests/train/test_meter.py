@@ -1,0 +1,104 @@
+"""What the log says beside the loss, and where it can be sent."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.errors import UserError
+from llava.model.multimodal_encoder.token_reduction import VisualTokens
+from llava.train import arguments
+from llava.train.arguments import parse_arguments
+from llava.train.meter import TrainingMeter
+from llava.train.train import train
+
+CPU = torch.device("cpu")
+READ = ["tokens_per_second", "images_per_second"]
+VISUAL = ["visual_tokens_mean", "visual_tokens_min", "visual_tokens_max"]
+
+
+def step(
+    meter: TrainingMeter, tower: torch.nn.Module, ids: list[list[int]], counts: list[int], **more
+) -> None:
+    """Run a step whose tower gives so many tokens per image."""
+    rows = torch.tensor(ids)
+    batch = {"input_ids": rows, "attention_mask": rows != 0, **more}
+    meter.read(batch, lambda: tower(counts))
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+@pytest.fixture
+def tower() -> torch.nn.Module:
+    class Tower(torch.nn.Module):
+        def forward(self, counts: list[int]) -> VisualTokens:
+            return VisualTokens(torch.zeros(sum(counts), 2), tuple(counts), torch.ones(len(counts), 1))
+
+    return Tower()
+
+
+def test_the_log_tells_the_tokens_of_every_image(tower: torch.nn.Module):
+    meter = TrainingMeter()
+    meter.watch(tower)
+    step(meter, tower, [[1, -200, 5], [1, -200, 0]], [7, 3])
+    step(meter, tower, [[1, -200, 5]], [20])
+    logs = meter.summarize(lambda table: table, CPU)
+    assert [logs[name] for name in VISUAL] == [10, 3, 20]
+    # 2 + 1 + 2 of text, 30 of images, none of padding.
+    assert logs["tokens_per_second"] / logs["images_per_second"] == pytest.approx((5 + 30) / 3)
+    assert meter.summarize(lambda table: table, CPU) == {}
+
+
+def test_the_blank_image_of_a_batch_of_text_is_not_counted(tower: torch.nn.Module):
+    meter = TrainingMeter()
+    meter.watch(tower)
+    step(meter, tower, [[1, 5]], [9])
+    logs = meter.summarize(lambda table: table, CPU)
+    assert set(logs) == set(READ)
+    assert logs["images_per_second"] == 0
+
+
+def test_all_processes_are_summed_up_and_skipped_records_stay_counted(tower: torch.nn.Module):
+    meter = TrainingMeter()
+    meter.watch(tower)
+    step(meter, tower, [[1, -200]], [5], skipped=2)
+    # The other process showed no image, so it has no least number of tokens.
+    other = torch.tensor([[4, 1, 0, 0, torch.iinfo(torch.long).max, 0]])
+    logs = meter.summarize(lambda table: torch.cat([table, other]), CPU)
+    assert [logs[name] for name in VISUAL] == [5, 5, 5]
+    assert logs["skipped_records"] == 3
+    assert meter.summarize(lambda table: table, CPU) == {"skipped_records": 3}
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_it(command, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(argv=command("finetune", report_to="tensorboard"))
+    events = EventAccumulator(str(next((tmp_path / "out").rglob("events.out.*")).parent))
+    events.Reload()
+    for name in ("loss", *READ):
+        assert len(events.Scalars(f"train/{name}")) >= 2
+    means = [event.value for event in events.Scalars("train/visual_tokens_mean")]
+    assert all(1 <= mean <= 576 and math.isfinite(mean) for mean in means)
+
+
+@pytest.mark.slow
+def test_wandb_gets_it(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train(argv=command("finetune", report_to="wandb"))
+    import wandb
+
+    wandb.finish()
+    run = next(tmp_path.rglob("run-*.wandb")).read_bytes()
+    assert b"train/visual_tokens_mean" in run
+
+
+@pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
+def test_a_report_that_is_not_installed_names_the_extra(command, monkeypatch, reporter: str):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == reporter else object())
+    with pytest.raises(
+        UserError, match=rf"--report_to {reporter} needs {reporter}: pip install 'llava\[train\]'"
+    ):
+        parse_arguments(command("finetune", report_to=reporter))
