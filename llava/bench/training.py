@@ -20,6 +20,8 @@ from llava.bench.random_clip import VIT_L_14_336
 from llava.bench.random_llava import LANGUAGE_MODELS, give_random_eyes, random_language_model
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.engine.stopwatch import Stopwatch
+from llava.errors import UserError
+from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import parse_device, parse_dtype
 from llava.options import CommandParser, positive
 from llava.train.arguments import ModelArguments, TrainingArguments
@@ -185,6 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help="of the frozen weights (default: float32)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
+    if options.text_tokens <= LEARNED_TOKENS:
+        raise UserError(f"--text-tokens is {options.text_tokens}; accepted: more than {LEARNED_TOKENS}")
+    for reduction in options.token_reduction:
+        parse_reduction(reduction)  # before minutes go into making a model
     device = parse_device(options.device)
     dtype = parse_dtype(options.dtype, device)
     trainee = Trainee(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llava.bench import flips, random_clip, vision
+from llava.bench import flips, random_clip, random_llava, training, vision
 from llava.engine.stopwatch import Stopwatch
 from tests.conftest import GOLDEN, TINY_CLIP_SIZES, TINY_LLAVA
 
@@ -67,3 +67,37 @@ def test_a_number_of_nothing_is_one_sentence(command, option, value, capsys):
 def test_a_stopwatch_measures_laps():
     watch = Stopwatch(torch.device("cpu"))
     assert 0 <= watch.lap() < 1000
+
+
+TINY_LLAMA = {
+    **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64},
+    **{"num_hidden_layers": 2, "num_attention_heads": 2},
+}
+
+
+def test_a_training_step_is_measured_per_reduction(monkeypatch, capsys):
+    monkeypatch.setitem(random_llava.LANGUAGE_MODELS, "1b", TINY_LLAMA)
+    monkeypatch.setattr(training, "VIT_L_14_336", TINY_CLIP_SIZES)
+    arguments = ["--device", "cpu", "--repeats", "1", "--rank", "2", "--text-tokens", "30"]
+    assert training.main([*arguments, "--token-reduction", "none", "TRIM:0.25", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert [steps[name]["visual_tokens"] for name in ("none", "TRIM:0.25")] == [16, 5]
+    assert all(value > 0 for step in steps.values() for name, value in step.items() if name != "peak_mib")
+    assert training.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith(" 1.000")
+
+
+def test_a_measured_step_learns_the_adapter_and_the_projector_alone(monkeypatch):
+    trainee = training.Trainee(
+        TINY_LLAMA, TINY_CLIP_SIZES, rank=2, device=torch.device("cpu"), dtype=torch.float32
+    )
+    before = {name: value.clone() for name, value in trainee.wrapped.named_parameters()}
+    for _ in range(2):  # the first step gives an adapter's second half something to learn from
+        trainee.step("TRIM:-1", text_tokens=30)
+    changed = {name for name, value in trainee.wrapped.named_parameters() if not value.equal(before[name])}
+    assert changed == {name for name in before if "lora_" in name or "mm_projector" in name}
+
+
+def test_more_text_than_learned_tokens_is_needed(capsys):
+    assert training.main(["--text-tokens", "20"]) == 2
+    assert "--text-tokens is 20; accepted: more than 20" in capsys.readouterr().err

@@ -194,3 +194,12 @@ def test_questions_must_match_images(tower):
     with pytest.raises(UserError, match="3 questions for 2 images"):
         tower(pixels, ["a", "b", "c"])
     assert len(tower(pixels, "one for all").counts) == 2
+
+
+def test_the_tower_keeps_no_activations_for_a_backward_pass(tower):
+    kept = []
+    pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda _: None):
+        tokens = tower(pixels, ["What color is the cat?"])
+    assert kept == []
+    assert not tokens.packed.requires_grad

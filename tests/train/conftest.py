@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP = GOLDEN / "clip-vit-tiny-patch14-336"
@@ -92,3 +93,14 @@ def command(language_model: Path, data: Path, tmp_path: Path) -> Command:
         ]
 
     return build
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights that a run left in its output folder."""
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    for name in ("mm_projector.bin", "non_lora_trainables.bin"):
+        if (folder / name).is_file():
+            found |= torch.load(folder / name, weights_only=True)
+    return found

@@ -1,6 +1,9 @@
 """Two processes on a CPU, with DeepSpeed and without: what they save loads, and a killed run goes on."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
+from tests.train.conftest import weights_of
 from tests.train.train_and_probe import probe
 
 pytestmark = pytest.mark.slow
@@ -84,15 +87,35 @@ def test_what_is_saved_answers_as_what_was_trained(
     assert not [name for name in saved if "vision_tower" in name]
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights that a run left in its output folder."""
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    for name in ("mm_projector.bin", "non_lora_trainables.bin"):
-        if (folder / name).is_file():
-            found |= torch.load(folder / name, weights_only=True)
-    return found
+def test_processes_without_a_picture_do_not_keep_others_waiting(launch: Launch, data: Path, tmp_path: Path):
+    """ZeRO-3 waits for all to run each module; here one has text, or nothing, and the other a picture."""
+    images = shutil.copytree(data, tmp_path / "images")
+    (images / "3.png").write_bytes(b"no picture")
+    records = json.loads((data / "turns.json").read_text())
+    # Of two processes, one sample each: picture and text, text and picture, a broken picture and a picture.
+    order = [records[index] for index in (0, 4, 5, 1, 3, 2)]
+    (tmp_path / "order.json").write_text(json.dumps(order))
+    output = finish(
+        launch(
+            "finetune",
+            *("-m", "llava.train.train"),
+            deepspeed=ZERO["zero3"],
+            data_path=tmp_path / "order.json",
+            image_folder=images,
+            train_sampling_strategy="sequential",
+            on_bad_image="skip",
+            per_device_train_batch_size=1,
+            max_steps=3,
+        )
+    )
+    assert "left out: record 4 (id '3'): " in output
+    # One picture per step in all.
+    shown = re.findall(
+        r"visual_tokens_mean (\d+)\S*  visual_tokens_min (\d+)  visual_tokens_max (\d+)", output
+    )
+    assert len(shown) == 3
+    assert all(mean == least == most for mean, least, most in shown)
+    assert re.search(r"step 3/3 .*skipped_records 1 ", output)
 
 
 @pytest.mark.parametrize(
