@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -151,7 +152,7 @@ class TrainingArguments(transformers.TrainingArguments):
         """Refuse a DeepSpeed that is not there.
 
         Raises:
-            UserError: If it is not installed.
+            UserError: If it is not installed, or cannot know how many processes there are.
             MissingFileError: If its configuration is a file that does not exist.
         """
         if find_spec("deepspeed") is None:
@@ -159,6 +160,8 @@ class TrainingArguments(transformers.TrainingArguments):
         config = self.deepspeed
         if isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
             raise MissingFileError(f"no DeepSpeed configuration {config!r} (--deepspeed)")
+        if "RANK" not in os.environ and find_spec("mpi4py") is None:
+            raise UserError("--deepspeed needs a launcher: start with deepspeed or torchrun instead of python")
 
     def _take_one_device(self) -> None:
         """Without a launcher, train on one of several GPUs: a single process cannot deal out texts to all."""

@@ -491,6 +491,7 @@ def test_old_flags_and_abbreviations_are_accepted(command):
         ({"lora_enable": True, "tune_mm_mlp_adapter": True}, "leave out --lora_enable"),
         ({"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": True}, "leave nothing that learns"),
         ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
+        ({"deepspeed": "{}"}, "--deepspeed needs a launcher: start with deepspeed or torchrun"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_is_loaded(
