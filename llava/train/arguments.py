@@ -161,7 +161,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
             raise MissingFileError(f"no DeepSpeed configuration {config!r} (--deepspeed)")
         if "RANK" not in os.environ and find_spec("mpi4py") is None:
-            raise UserError("--deepspeed needs a launcher: start with deepspeed or torchrun instead of python")
+            raise UserError("--deepspeed needs a launcher: start with deepspeed or torchrun, not python")
 
     def _take_one_device(self) -> None:
         """Without a launcher, train on one of several GPUs: a single process cannot deal out texts to all."""
