@@ -58,6 +58,28 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
+def check_resumable(checkpoint: Path, processes: int, with_deepspeed: bool) -> None:
+    """Make sure that a run can go on from a checkpoint; under DeepSpeed every process has a share of it.
+
+    Args:
+        checkpoint: A whole one.
+        processes: How many the run has.
+        with_deepspeed: Whether it runs under DeepSpeed.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    shares = len(list(checkpoint.glob("global_step*/*optim_states.pt")))
+    if shares == (processes if with_deepspeed else 0):
+        return
+    written = f"by {shares} processes under DeepSpeed" if shares else "without DeepSpeed"
+    here = f"{processes} under DeepSpeed" if with_deepspeed else "a run without it"
+    raise UserError(
+        f"{checkpoint} was written {written}, and {here} cannot go on from it; start as before, or choose "
+        "another --output_dir"
+    )
+
+
 def unfinished_folder(folder: str | Path) -> Path:
     """Return where, below an output folder, a checkpoint is while it is being written."""
     return Path(folder) / "unfinished"

@@ -89,6 +89,7 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
         _refuse_vision_settings(model_args)
     elif model_args.vision_tower_beside is None:
         resolve_folder(model_args.vision_tower)
+        model_args.vision_tower = _name_from_elsewhere(model_args.vision_tower)
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
         raise MissingFileError(f"no projector file {adapter!r} (--pretrain_mm_mlp_adapter)")
@@ -114,7 +115,7 @@ def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None
 
 
 def _name_from_elsewhere(name: str) -> str:
-    """Return the name of a base that also holds in another working folder: a hub id, or an absolute path."""
+    """Return a model's name that also holds in another working folder: a hub id, or an absolute path."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if folder.is_dir() else name
 

@@ -13,7 +13,7 @@ import transformers
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.checkpoint import check_output_folder, last_checkpoint, save_final
+from llava.train.checkpoint import check_output_folder, check_resumable, last_checkpoint, save_final
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
@@ -52,6 +52,9 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     model_args, data_args, training_args = parse_arguments(argv)
     template = conv_templates[template_of_version(model_args.version)]
     check_output_folder(training_args.output_dir)
+    checkpoint = last_checkpoint(training_args.output_dir)
+    if checkpoint is not None:
+        check_resumable(checkpoint, training_args.world_size, bool(training_args.deepspeed))
     base = read_base(model_args, data_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
@@ -61,7 +64,6 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         tokenizer, data_args, template=template, text_source=model_args.mm_text_source, records=records
     )
     trainer = LLaVATrainer(model=model, args=training_args, processing_class=tokenizer, **data)
-    checkpoint = last_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_final(trainer)
 

@@ -409,6 +409,12 @@ def test_clip_beside_the_base_is_found_from_elsewhere(
     assert model.config.mm_vision_tower == str(base.parent / "clip-vit-tiny-patch14-336")
 
 
+def test_a_clip_named_from_here_is_found_from_elsewhere(command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(CLIP.parent)
+    model = set_up(command("finetune", vision_tower=CLIP.name)).model
+    assert model.config.mm_vision_tower == str(CLIP)
+
+
 @pytest.mark.parametrize("given", [None, "somebody/clip"])
 def test_a_hub_id_stays_a_hub_id(
     command, checkpoint_copy, monkeypatch: pytest.MonkeyPatch, given: str | None
@@ -461,6 +467,34 @@ def test_old_flags_and_abbreviations_are_accepted(command):
     assert training_args.warmup_steps == pytest.approx(0.03)
     assert training_args.gradient_checkpointing
     assert training_args.report_to == []
+
+
+def test_every_flag_of_llava_and_trim_is_accepted(command):
+    """With values that are not the defaults; also those that transformers has dropped since."""
+    flags = {
+        **{"freeze_backbone": True, "mm_use_im_start_end": True, "mm_patch_merge_type": "spatial"},
+        **{"mm_vision_select_feature": "cls_patch", "mm_vision_token_reduce_func": "TRIM:0.5"},
+        **{"pretrain_mm_mlp_adapter": "projector.bin", "is_multimodal": True, "lazy_preprocess": True},
+        **{"cache_dir": "cache", "optim": "adamw_torch", "remove_unused_columns": False},
+        **{
+            "freeze_mm_mlp_adapter": True,
+            "mpt_attn_impl": "torch",
+            "double_quant": False,
+            "quant_type": "fp4",
+        },
+        **{"bits": 8, "lora_enable": True, "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
+        **{"lora_weight_path": "none", "lora_bias": "all", "mm_projector_lr": 1e-5},
+        **{"group_by_modality_length": True, "evaluation_strategy": "no", "warmup_ratio": 0.1, "tf32": True},
+        **{"per_device_eval_batch_size": 4, "gradient_checkpointing": True, "dataloader_num_workers": 4},
+        **{"overwrite_output_dir": True, "save_safetensors": False, "report_to": "none"},
+    }
+    parsed = parse_arguments(command("finetune", **flags))
+    for name, value in flags.items():
+        owner = next(arguments for arguments in parsed if hasattr(arguments, name))
+        if name not in ("tf32", "report_to"):  # ignored on a CPU; a list of none
+            assert getattr(owner, name) == value, name
+    _, _, grouped = parse_arguments(command("finetune", group_by_length=True))
+    assert grouped.train_sampling_strategy == "group_by_length"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""What a run may go on from, and how a checkpoint gets its name."""
+
+from pathlib import Path
+
+import pytest
+
+from llava.errors import UserError
+from llava.train.checkpoint import (
+    check_resumable,
+    finish_checkpoint,
+    last_checkpoint,
+    remove_unfinished,
+    unfinished_folder,
+)
+
+
+def write_checkpoint(folder: Path, shares: int = 0) -> Path:
+    """Write the files of a checkpoint that say whether it is whole and who wrote it."""
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").touch()
+    for rank in range(shares):
+        share = folder / "global_step7" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        share.parent.mkdir(exist_ok=True)
+        share.touch()
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_the_last_one(tmp_path: Path):
+    assert last_checkpoint(tmp_path) is None
+    write_checkpoint(tmp_path / "checkpoint-9")
+    newest = write_checkpoint(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-11").mkdir()  # without the trainer's state
+    write_checkpoint(tmp_path / "checkpoint-best")
+    write_checkpoint(unfinished_folder(tmp_path) / "checkpoint-12")
+    assert last_checkpoint(tmp_path) == newest
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_written(tmp_path: Path):
+    write_checkpoint(unfinished_folder(tmp_path) / "checkpoint-5", shares=2)
+    (tmp_path / "checkpoint-5").mkdir()  # of an older run that was killed
+    finish_checkpoint(tmp_path)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert len(list((tmp_path / "checkpoint-5").rglob("*.pt"))) == 2
+    assert not unfinished_folder(tmp_path).exists()
+    remove_unfinished(tmp_path)  # nothing is left to remove
+
+
+@pytest.mark.parametrize(
+    ("shares", "processes", "with_deepspeed"), [(0, 1, False), (0, 4, False), (2, 2, True)]
+)
+def test_what_was_written_alike_can_be_continued(
+    tmp_path: Path, shares: int, processes: int, with_deepspeed: bool
+):
+    check_resumable(write_checkpoint(tmp_path / "checkpoint-1", shares), processes, with_deepspeed)
+
+
+@pytest.mark.parametrize(
+    ("shares", "processes", "with_deepspeed", "message"),
+    [
+        (
+            8,
+            4,
+            True,
+            "was written by 8 processes under DeepSpeed, and 4 under DeepSpeed cannot go on from it",
+        ),
+        (2, 2, False, "was written by 2 processes under DeepSpeed, and a run without it cannot go on"),
+        (0, 2, True, "was written without DeepSpeed, and 2 under DeepSpeed cannot go on from it"),
+    ],
+)
+def test_what_was_written_otherwise_is_refused(
+    tmp_path: Path, shares: int, processes: int, with_deepspeed: bool, message: str
+):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-1", shares)
+    with pytest.raises(UserError, match=message):
+        check_resumable(checkpoint, processes, with_deepspeed)
