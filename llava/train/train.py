@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 
 from llava.conversation import conv_templates
@@ -99,6 +100,7 @@ def main(attn_implementation: str | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
     try:
         train(attn_implementation)
+        leave_processes()
     except UserError as error:
         if process_rank():
             # The first process makes most mistakes too; once it has said so, the launcher ends the others.
@@ -107,6 +109,13 @@ def main(attn_implementation: str | None = None) -> None:
         raise type(error)(
             str(error).strip().splitlines()[-1].removeprefix(f"{_full_name(error)}: ")
         ) from error
+
+
+def leave_processes() -> None:
+    """End what connects the processes of a launch: one that just exits may be taken down by its threads."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _full_name(error: Exception) -> str:

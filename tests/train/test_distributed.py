@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -31,7 +30,7 @@ Launch = Callable[..., subprocess.Popen]
 
 @pytest.fixture
 def launch(tmp_path: Path, command: Callable[..., list[str]]) -> Launch:
-    """Start a training run of two processes in a process group of its own; keywords are its flags."""
+    """Start a training run of two processes; keywords are its flags."""
     port = 29600 + os.getpid() % 300
 
     def start(stage: str, *script: str, **flags: object) -> subprocess.Popen:
@@ -45,7 +44,6 @@ def launch(tmp_path: Path, command: Callable[..., list[str]]) -> Launch:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
     return start
@@ -79,7 +77,7 @@ def test_what_is_saved_answers_as_what_was_trained(
     tokenizer, model, _, _ = load_pretrained_model(
         str(out), None if is_whole else str(language_model), "out", device="cpu", load_4bit="bits" in flags
     )
-    # Worst seen: 1.5e-6, of an adapter that was merged; the others are equal or differ by 5e-7.
+    # Worst seen: 5.4e-7, of an adapter that was merged; all others are equal.
     torch.testing.assert_close(probe(model, tokenizer), live, atol=1e-5, rtol=1e-5)
     saved = weights_of(out)
     assert saved
@@ -131,9 +129,9 @@ def test_processes_without_a_picture_do_not_keep_others_waiting(launch: Launch, 
 def test_a_killed_run_ends_like_one_that_was_not(
     launch: Launch, tmp_path: Path, stage: str, flags: dict[str, object]
 ):
-    """It is killed with -9 as soon as the log tells of step 5, wherever it is by then, and started again."""
+    """It is killed with -9 when the log tells of step 5, whose checkpoint follows, and started again."""
     script = ("-m", "llava.train.train")
-    steps = {"max_steps": 8, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}
+    steps = {"max_steps": 8, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 1}
     flags = {**steps, "save_total_limit": 1, **flags}
     finish(launch(stage, *script, output_dir=tmp_path / "whole", **flags))
     run = launch(stage, *script, output_dir=tmp_path / "killed", **flags)
@@ -141,13 +139,12 @@ def test_a_killed_run_ends_like_one_that_was_not(
     for line in run.stdout:
         if "step 5/8" in line:
             break
-    os.killpg(run.pid, signal.SIGKILL)
+    for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+        process.kill()
     run.wait()
-    left = sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*"))
-    assert left
+    assert list((tmp_path / "killed").glob("checkpoint-*"))
     # What a kill while writing leaves behind.
     (tmp_path / "killed" / "unfinished" / "checkpoint-6").mkdir(parents=True, exist_ok=True)
-    time.sleep(0.5)
     output = finish(launch(stage, *script, output_dir=tmp_path / "killed", **flags))
     first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert "step 8/8" in output

@@ -40,6 +40,7 @@ def main() -> None:
     logits = probe(trainer.model_wrapped, trainer.processing_class)
     if get_rank() == 0:
         torch.save(logits, arguments[0])
+    train_module.leave_processes()
 
 
 if __name__ == "__main__":
