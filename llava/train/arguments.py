@@ -132,6 +132,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
             # On a CPU transformers starts torch's process group only, and ZeRO-3 would split for one process.
             deepspeed.init_distributed(verbose=False)
+            if self.mm_projector_lr is not None and inherited.hf_deepspeed_config.get_value("optimizer"):
+                logger.warning("--mm_projector_lr is ignored: the DeepSpeed configuration has an optimizer")
         self._take_one_device()
 
     def _translate_old_names(self) -> None:

@@ -184,9 +184,10 @@ class LLaVATrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
-        created = self.optimizer is None
+        if self.optimizer is not None:  # made before, or by DeepSpeed as its configuration says
+            return self.optimizer
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        if created and self.args.mm_projector_lr is not None:
+        if self.args.mm_projector_lr is not None:
             parameters = (self.model if model is None else model).named_parameters()
             projector = {id(parameter) for name, parameter in parameters if PROJECTOR in name}
             for group in list(optimizer.param_groups):
