@@ -342,7 +342,8 @@ class LlavaMetaForCausalLM(ABC):
         """
         expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
         ids = torch.cat(expanded)
-        embeddings = self.get_model().embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
+        # As one sample (1, T), the shape that what is hooked to the embeddings (NEFTune) expects.
+        embeddings = self.get_model().embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)[None])[0]
         pieces = embeddings.split([len(row) for row in expanded])
         return [
             fill_placeholders(row, piece, torch.cat([image.to(piece.device) for image in own]))

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
 TOWER = "model.vision_tower."
+NEWLINE = "model.image_newline"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
@@ -304,7 +305,7 @@ def _load_weights(
 
 
 def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
-    """Load what stage 1 trained: the projector, and the embeddings of start and end tokens if it has them.
+    """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines.
 
     Returns:
         Names of the weights supplied.
@@ -313,7 +314,9 @@ def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
     load_projector(model.get_model().mm_projector, path)
     if getattr(model.config, "mm_use_im_start_end", False):
         load_new_rows(model.get_input_embeddings().weight.data, path, all_rows=True)
-    return {name for name in model.state_dict() if "mm_projector." in name}
+    newline = {name: tensor for name, tensor in read_tensors(path).items() if name == NEWLINE}
+    model.load_state_dict(newline, strict=False)
+    return {name for name in model.state_dict() if "mm_projector." in name} | newline.keys()
 
 
 def _apply_lora(

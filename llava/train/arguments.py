@@ -17,16 +17,19 @@ from transformers.training_args import ParallelMode
 from transformers.utils import is_torch_tf32_available
 
 from llava.errors import MissingFileError, UserError
+from llava.train.argument_checks import (
+    PATCH_MERGE_TYPES,
+    check_adapter,
+    check_choice,
+    check_reporters,
+    check_run,
+)
 
 logger = logging.getLogger(__name__)
 
 TEXT_SOURCES = ("questions", "conversation")
 ASPECT_RATIOS = ("square", "pad")
 ON_BAD_IMAGE = ("error", "skip")
-BITS = (4, 8, 16)
-QUANT_TYPES = ("fp4", "nf4")
-LORA_BIASES = ("none", "all", "lora_only")
-REPORTERS = ("tensorboard", "wandb")
 
 
 def _arg(default: Any, help_text: str) -> Any:
@@ -162,6 +165,8 @@ class TrainingArguments(transformers.TrainingArguments):
         config = self.deepspeed
         if isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
             raise MissingFileError(f"no DeepSpeed configuration {config!r} (--deepspeed)")
+        if self.fp16 and not torch.accelerator.is_available():
+            raise UserError("--fp16 True under DeepSpeed needs a GPU; on a CPU use --bf16 True")
         if "RANK" not in os.environ and find_spec("mpi4py") is None:
             raise UserError("--deepspeed needs a launcher: start with deepspeed or torchrun, not python")
 
@@ -216,61 +221,11 @@ def parse_arguments(
     model_args.given = _given_options(parser, argv)
     check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     check_choice("--on_bad_image", data_args.on_bad_image, ON_BAD_IMAGE)
-    if training_args.model_max_length < 1:
-        raise UserError(f"--model_max_length is {training_args.model_max_length}; accepted: 1 or more tokens")
-    _check_adapter(model_args, training_args)
-    _check_reporters(training_args)
+    check_choice("--mm_patch_merge_type", model_args.mm_patch_merge_type, PATCH_MERGE_TYPES)
+    check_run(training_args)
+    check_adapter(model_args, training_args)
+    check_reporters(training_args)
     return model_args, data_args, training_args
-
-
-def _check_adapter(model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Refuse settings of LoRA and of quantized weights that are not accepted or contradict each other.
-
-    Raises:
-        UserError: If there is one; before anything is loaded.
-    """
-    check_choice("--bits", training_args.bits, BITS)
-    check_choice("--quant_type", training_args.quant_type, QUANT_TYPES)
-    check_choice("--lora_bias", training_args.lora_bias, LORA_BIASES)
-    if training_args.lora_r < 1:
-        raise UserError(f"--lora_r is {training_args.lora_r}; accepted: a rank of 1 or more")
-    if not 0 <= training_args.lora_dropout < 1:
-        raise UserError(f"--lora_dropout is {training_args.lora_dropout}; accepted: 0 to below 1")
-    if training_args.lora_enable and model_args.tune_mm_mlp_adapter:
-        raise UserError("--tune_mm_mlp_adapter trains the projector alone; leave out --lora_enable")
-    if training_args.freeze_mm_mlp_adapter and model_args.tune_mm_mlp_adapter:
-        raise UserError(
-            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter together leave nothing that learns"
-        )
-    if training_args.lora_enable and find_spec("peft") is None:
-        raise UserError("--lora_enable needs peft: pip install 'llava[train]'")
-    if training_args.bits < BITS[-1]:
-        _check_quantized(training_args)
-
-
-def _check_quantized(training_args: TrainingArguments) -> None:
-    """Refuse settings that do not go with quantized weights.
-
-    Raises:
-        UserError: If there is one.
-    """
-    if not training_args.lora_enable:
-        raise UserError(f"--bits {training_args.bits} weights cannot learn: add --lora_enable True")
-    if training_args.is_zero3:
-        raise UserError(
-            f"ZeRO-3 cannot split --bits {training_args.bits} weights: use scripts/zero2.json, or --bits 16"
-        )
-
-
-def _check_reporters(training_args: TrainingArguments) -> None:
-    """Refuse a report that needs a package which is not installed.
-
-    Raises:
-        UserError: If it needs one.
-    """
-    for name in training_args.report_to:
-        if name in REPORTERS and find_spec(name) is None:
-            raise UserError(f"--report_to {name} needs {name}: pip install 'llava[train]'")
 
 
 def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str]:
@@ -278,9 +233,3 @@ def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str
     missing = object()
     parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), missing))
     return frozenset(name for name, value in vars(parser.parse_args(argv)).items() if value is not missing)
-
-
-def check_choice(flag: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise UserError(f"{flag} is {value!r}; accepted: {', '.join(map(str, choices))}")

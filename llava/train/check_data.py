@@ -179,7 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ruler = make_ruler(
         template, options.model_max_length, data_args, options.model_name_or_path, options.vision_tower
     )
-    records = read_records(options.data_path)
+    try:
+        records = read_records(options.data_path)
+    except MissingFileError:
+        raise
+    except UserError as error:  # of the data, not of the command
+        print(f"training would fail: {error}")
+        return 1
     _check_image_folder(records, options.image_folder)
     findings = check_data(records, ruler, options.workers, open_images=not options.fast)
     if options.report is not None:

@@ -35,6 +35,7 @@ from llava.train.meter import TrainingMeter
 logger = logging.getLogger(__name__)
 
 PROJECTOR = "mm_projector"
+NEWLINE = "image_newline"
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
@@ -155,6 +156,7 @@ class LLaVATrainer(Trainer):
     """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._grouped_sampler: LengthGroupedSampler | None = None
         super().__init__(*args, **kwargs)
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
@@ -174,13 +176,26 @@ class LLaVATrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_modality_length or dataset is None or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(
+        self._grouped_sampler = LengthGroupedSampler(
             self.args.train_batch_size,
             self.args.world_size * self.args.gradient_accumulation_steps,
             dataset.modality_lengths,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             group_by_modality=True,
         )
+        return self._grouped_sampler
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        """Train an epoch or, after a stop, what is left of it.
+
+        A run that was over trains nothing more. The sampler is told the epoch here, because after a stop it
+        is wrapped so deeply that neither transformers nor accelerate reaches it.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return
+        if self._grouped_sampler is not None:
+            self._grouped_sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
@@ -247,7 +262,7 @@ class LLaVATrainer(Trainer):
         own = (
             (name, parameter)
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad or PROJECTOR in name
+            if parameter.requires_grad or any(part in name for part in (PROJECTOR, NEWLINE))
         )
         weights = read_whole(own)  # on every process, where DeepSpeed has split them
         if self.args.should_save:

@@ -63,7 +63,7 @@ def read_records(path: str | Path) -> list[Record]:
     if not Path(path).is_file():
         raise MissingFileError(f"no data file {str(path)!r}; --data_path is a JSON list of records")
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

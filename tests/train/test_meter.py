@@ -8,7 +8,7 @@ import torch
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.token_reduction import VisualTokens
-from llava.train import arguments
+from llava.train import argument_checks
 from llava.train.arguments import parse_arguments
 from llava.train.meter import TrainingMeter
 from llava.train.train import train
@@ -97,7 +97,7 @@ def test_wandb_gets_it(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
 def test_a_report_that_is_not_installed_names_the_extra(command, monkeypatch, reporter: str):
-    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == reporter else object())
+    monkeypatch.setattr(argument_checks, "find_spec", lambda name: None if name == reporter else object())
     with pytest.raises(
         UserError, match=rf"--report_to {reporter} needs {reporter}: pip install 'llava\[train\]'"
     ):

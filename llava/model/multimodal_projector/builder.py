@@ -16,10 +16,15 @@ def build_vision_projector(config: Any) -> nn.Module:
     Maps (…, ``mm_hidden_size``) to (…, ``hidden_size``).
 
     Raises:
-        UserError: If the type is none of these.
+        UserError: If the type is none of these, or ``identity`` and the widths differ.
     """
     kind = getattr(config, "mm_projector_type", None) or "linear"
     if kind == "identity":
+        if config.mm_hidden_size != config.hidden_size:
+            raise UserError(
+                "mm_projector_type identity needs equal widths; the vision tower's is "
+                f"{config.mm_hidden_size}, the language model's {config.hidden_size}"
+            )
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
