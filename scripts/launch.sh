@@ -37,6 +37,7 @@ launch() {
         esac
     done
     require_counts BATCH GLOBAL_BATCH ACCUMULATION GPUS NNODES
+    require_addresses
     choose_starter
     choose_accumulation
     compose_command "${flags[@]}"

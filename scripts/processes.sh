@@ -9,6 +9,16 @@ require_counts() {
     done
 }
 
+# The machines and ports of several processes; what is empty is chosen by the launcher.
+require_addresses() {
+    [[ "$NODE_RANK" =~ ^[0-9]+$ && "$NODE_RANK" -lt "$NNODES" ]] ||
+        fail "NODE_RANK is '$NODE_RANK'; accepted: 0 to NNODES - 1, which is $((NNODES - 1))"
+    [[ "${MASTER_PORT:-1}" =~ ^[0-9]+$ && "${MASTER_PORT:-1}" -le 65535 ]] ||
+        fail "MASTER_PORT is '$MASTER_PORT'; accepted: a port from 1 to 65535"
+    [[ -n "$ZERO" || "$LAUNCHER" != deepspeed ]] ||
+        fail "ZERO is empty, so DeepSpeed has nothing to do: set LAUNCHER=torchrun too"
+}
+
 # Print how many NVIDIA GPUs may be used; CUDA_VISIBLE_DEVICES hides the others.
 count_gpus() {
     local devices

@@ -431,7 +431,7 @@ class LlavaMetaForCausalLM(ABC):
         if model_args.pretrain_mm_mlp_adapter:
             weight = model.get_input_embeddings().weight
             with whole([weight]):
-                load_new_rows(weight.data, Path(model_args.pretrain_mm_mlp_adapter))
+                load_new_rows(weight.data, Path(model_args.pretrain_mm_mlp_adapter), tokenizer)
 
 
 def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
@@ -455,25 +455,35 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
                 layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
 
 
-def load_new_rows(embeddings: Tensor, path: Path, all_rows: bool = False) -> None:
+def load_new_rows(
+    embeddings: Tensor, path: Path, tokenizer: PreTrainedTokenizerBase, all_rows: bool = False
+) -> None:
     """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:
         embeddings: The model's input embeddings, (V, H), changed in place.
         path: The file.
+        tokenizer: Knows which rows are theirs.
         all_rows: Whether the others are copied too if the file has them: stage 1 changes every row that its
             captions use, and its result answers with those. As in LLaVA, stage 2 does not begin with them.
 
     Raises:
         UserError: If the file has no embeddings or of another size.
     """
-    rows = len((DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN))
+    rows = [
+        tokenizer.convert_tokens_to_ids(token) for token in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
+    ]
     stored = read_tensors(path).get("model.embed_tokens.weight")
-    if stored is None or stored.shape not in (embeddings.shape, (rows, embeddings.shape[1])):
+    new_shape = (len(rows), embeddings.shape[1])
+    if stored is None or stored.shape not in (embeddings.shape, new_shape):
         found = "none" if stored is None else tuple(stored.shape)
         raise UserError(
-            f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or "
-            f"{(rows, embeddings.shape[1])} for the start and end tokens; found {found}"
+            f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or {new_shape} "
+            f"for the start and end tokens; found {found}"
         )
-    copied = len(stored) if all_rows else rows
-    embeddings[-copied:] = stored[-copied:].to(embeddings)
+    if stored.shape == new_shape:
+        embeddings[rows] = stored.to(embeddings)
+    elif all_rows:
+        embeddings.copy_(stored)
+    else:
+        embeddings[rows] = stored[rows].to(embeddings)

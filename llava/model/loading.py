@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,14 +44,14 @@ DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
 
 class CheckpointKind(Enum):
-    """What a checkpoint folder holds."""
+    """What a checkpoint folder holds, in the words of messages."""
 
-    FULL = auto()
+    FULL = "a whole model"
     """Every weight of the language model, and of the projector if it has one."""
-    PROJECTOR = auto()
+    PROJECTOR = "a projector"
     """``mm_projector.bin``, to go with a base model."""
-    LORA = auto()
-    """A LoRA adapter and ``non_lora_trainables.bin``, to go with a base model."""
+    LORA = "a LoRA adapter"
+    """Adapter and ``non_lora_trainables.bin``, to go with a base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def load_checkpoint(
         add_image_tokens(model, tokenizer, config)
     trained: dict[str, torch.Tensor] = {}
     if kind is CheckpointKind.PROJECTOR:
-        missing -= _apply_projector(model, folder)
+        missing -= _apply_projector(model, folder, tokenizer)
     if kind is CheckpointKind.LORA:
         trained = _trained_beside_adapter(folder)
         model = _apply_lora(model, folder, trained)
@@ -208,14 +208,12 @@ def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str |
         return folder
     if model_base is not None:
         return resolve_folder(model_base)
-    held = "a projector"
     if kind is CheckpointKind.LORA:
         named = read_config(folder, "adapter_config.json").get("base_model_name_or_path")
         if named:
             return resolve_folder(named, beside=folder)
-        held = "a LoRA adapter"
     raise UserError(
-        f"{folder} holds only {held}: name the language model it was trained on with --model-base"
+        f"{folder} holds only {kind.value}: name the language model it was trained on with --model-base"
     )
 
 
@@ -304,7 +302,9 @@ def _load_weights(
     return model, set(report["missing_keys"])
 
 
-def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
+def _apply_projector(
+    model: LlavaLlamaForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> set[str]:
     """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines.
 
     Returns:
@@ -313,7 +313,7 @@ def _apply_projector(model: LlavaLlamaForCausalLM, folder: Path) -> set[str]:
     path = folder / "mm_projector.bin"
     load_projector(model.get_model().mm_projector, path)
     if getattr(model.config, "mm_use_im_start_end", False):
-        load_new_rows(model.get_input_embeddings().weight.data, path, all_rows=True)
+        load_new_rows(model.get_input_embeddings().weight.data, path, tokenizer, all_rows=True)
     newline = {name: tensor for name, tensor in read_tensors(path).items() if name == NEWLINE}
     model.load_state_dict(newline, strict=False)
     return {name for name in model.state_dict() if "mm_projector." in name} | newline.keys()

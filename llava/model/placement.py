@@ -95,7 +95,7 @@ def choose_attention(device: torch.device, dtype: torch.dtype, wanted: bool = Fa
         and is_flash_attn_2_available()
         and torch.cuda.get_device_capability(device) >= FLASH_ATTENTION_CAPABILITY
     )
-    if wanted and not usable:
+    if wanted and not usable and device.type == "cuda":  # elsewhere nobody expects it
         logger.warning(
             "flash attention needs CUDA, a 16-bit type and llava[flash]; using PyTorch's attention instead"
         )

@@ -17,6 +17,7 @@ from transformers.training_args import ParallelMode
 from transformers.utils import is_torch_tf32_available
 
 from llava.errors import MissingFileError, UserError
+from llava.model.loading import CheckpointKind
 from llava.train.argument_checks import (
     PATCH_MERGE_TYPES,
     check_adapter,
@@ -113,6 +114,8 @@ class TrainingArguments(transformers.TrainingArguments):
     overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run goes on from its last checkpoint.")
     save_safetensors: bool = _arg(True, "Accepted and not read: whole models are saved as safetensors.")
     group_by_length: bool = _arg(False, "Old name of --train_sampling_strategy group_by_length.")
+    # Filled in by the program; no flag: that of `ModelArguments`.
+    tune_mm_mlp_adapter: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Translate old names, and leave out what this machine cannot do."""
@@ -182,6 +185,13 @@ class TrainingArguments(transformers.TrainingArguments):
             inherited._n_gpu = 1
 
     @property
+    def saves(self) -> CheckpointKind:
+        """What a run saves."""
+        if self.tune_mm_mlp_adapter:
+            return CheckpointKind.PROJECTOR
+        return CheckpointKind.LORA if self.lora_enable else CheckpointKind.FULL
+
+    @property
     def is_zero3(self) -> bool:
         """Whether DeepSpeed splits the weights themselves over the processes."""
         config = getattr(self, "hf_deepspeed_config", None)  # there only with --deepspeed
@@ -219,6 +229,7 @@ def parse_arguments(
     except ValueError as error:
         raise UserError(str(error)) from error
     model_args.given = _given_options(parser, argv)
+    training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # where LLaVA's trainer looks for it
     check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     check_choice("--on_bad_image", data_args.on_bad_image, ON_BAD_IMAGE)
     check_choice("--mm_patch_merge_type", model_args.mm_patch_merge_type, PATCH_MERGE_TYPES)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from enum import Enum, auto
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
-from llava.errors import UserError
+from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import read_tensors
+from llava.model.loading import CheckpointKind, checkpoint_kind
+
+logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 LORA = "lora_"
-
-
-class SavedParts(Enum):
-    """What of a model a run saves."""
-
-    WHOLE = auto()
-    PROJECTOR = auto()
-    LORA = auto()
 
 
 def check_output_folder(folder: str | Path) -> None:
@@ -45,6 +44,51 @@ def check_output_folder(folder: str | Path) -> None:
         raise UserError(f"the output folder {str(folder)!r} cannot be written")
 
 
+@contextmanager
+def claimed(folder: str | Path, patience_s: float = 20.0) -> Iterator[None]:
+    """Keep other runs out of an output folder; the claim ends with this process, however it ends.
+
+    Args:
+        folder: It exists.
+        patience_s: How long to wait for another run, in seconds: processes that read data for a run that was
+            killed live on for some of them.
+
+    Raises:
+        UserError: If another run keeps it.
+    """
+    if find_spec("fcntl") is None:  # Windows has no such locks
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        give_up = time.monotonic() + patience_s
+        while not _lock(descriptor):
+            if time.monotonic() > give_up:
+                raise UserError(
+                    f"another run is writing to the output folder {str(folder)!r}: end all of its processes, "
+                    "or choose another --output_dir"
+                )
+            time.sleep(0.5)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open folder, unless another process has; some network file systems have no locks to give."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning(
+            "the output folder cannot be locked (%s): let no other run write to it", error.strerror
+        )
+    return True
+
+
 def last_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest whole ``checkpoint-*`` of an output folder, or ``None``.
 
@@ -58,17 +102,27 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def check_resumable(checkpoint: Path, processes: int, with_deepspeed: bool) -> None:
+def check_resumable(checkpoint: Path, kind: CheckpointKind, processes: int, with_deepspeed: bool) -> None:
     """Make sure that a run can go on from a checkpoint; under DeepSpeed every process has a share of it.
 
     Args:
         checkpoint: A whole one.
+        kind: What the run saves.
         processes: How many the run has.
         with_deepspeed: Whether it runs under DeepSpeed.
 
     Raises:
         UserError: If it cannot.
     """
+    try:
+        found = checkpoint_kind(checkpoint)
+    except MissingFileError:  # of a DeepSpeed that does not gather weights: they are in its shares alone
+        found = kind
+    if found is not kind:
+        raise UserError(
+            f"{checkpoint} is of another kind of run: it holds {found.value}, and this run trains "
+            f"{kind.value}; choose another --output_dir"
+        )
     shares = len(list(checkpoint.glob("global_step*/*optim_states.pt")))
     if shares == (processes if with_deepspeed else 0):
         return

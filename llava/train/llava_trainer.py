@@ -16,13 +16,12 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from llava.model.loading import TOWER
+from llava.model.loading import TOWER, CheckpointKind
 from llava.model.saving import whole_state
 from llava.model.sharding import read_whole
 from llava.train.checkpoint import (
     NON_LORA_FILE,
     PROJECTOR_FILE,
-    SavedParts,
     finish_checkpoint,
     load_parts,
     remove_unfinished,
@@ -166,12 +165,6 @@ class LLaVATrainer(Trainer):
         if tower is not None:
             self.meter.watch(tower)
 
-    @property
-    def _saved_parts(self) -> SavedParts:
-        if getattr(self.args, "tune_mm_mlp_adapter", False):
-            return SavedParts.PROJECTOR
-        return SavedParts.LORA if self.args.lora_enable else SavedParts.WHOLE
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_modality_length or dataset is None or not has_length(dataset):
@@ -255,7 +248,7 @@ class LLaVATrainer(Trainer):
             output_dir: Where to; by default the run's output folder.
             _internal_call: Of transformers.
         """
-        if self._saved_parts is SavedParts.WHOLE:
+        if self.args.saves is CheckpointKind.FULL:
             super().save_model(output_dir, _internal_call)
             return
         # A projector that a file brought is saved though it be frozen: the base has none, or another one.
@@ -266,7 +259,7 @@ class LLaVATrainer(Trainer):
         )
         weights = read_whole(own)  # on every process, where DeepSpeed has split them
         if self.args.should_save:
-            save = save_projector if self._saved_parts is SavedParts.PROJECTOR else save_lora
+            save = save_projector if self.args.saves is CheckpointKind.PROJECTOR else save_lora
             save(self.model, Path(output_dir or self.args.output_dir), weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -294,10 +287,10 @@ class LLaVATrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if self._saved_parts is not SavedParts.PROJECTOR:
+        if self.args.saves is not CheckpointKind.PROJECTOR:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._saved_parts is not SavedParts.WHOLE:
-            name = PROJECTOR_FILE if self._saved_parts is SavedParts.PROJECTOR else NON_LORA_FILE
+        if self.args.saves is not CheckpointKind.FULL:
+            name = PROJECTOR_FILE if self.args.saves is CheckpointKind.PROJECTOR else NON_LORA_FILE
             load_parts(self.model if model is None else model, folder / name)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

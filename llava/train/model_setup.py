@@ -15,7 +15,13 @@ from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading import load_language_model, load_trained_tower, read_llava_config
+from llava.model.loading import (
+    CheckpointKind,
+    checkpoint_kind,
+    load_language_model,
+    load_trained_tower,
+    read_llava_config,
+)
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
 from llava.model.saving import complete_sampling, tower_name_elsewhere
@@ -47,6 +53,12 @@ BASE_SETTINGS = {
     "image_aspect_ratio": "image_aspect_ratio",
 }
 
+# What to do with a checkpoint that is no base.
+INSTEAD = {
+    CheckpointKind.LORA: "which scripts/merge_lora_weights.py makes a whole model of",
+    CheckpointKind.PROJECTOR: "which --pretrain_mm_mlp_adapter reads; --model_name_or_path is a whole model",
+}
+
 
 def template_of_version(version: str) -> str:
     """Return the template that a ``--version`` trains with; it is also what config.json names.
@@ -76,7 +88,11 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
         MissingFileError: If the base, CLIP or the projector's file is missing.
     """
     folder = resolve_folder(model_args.model_name_or_path)
+    kind = checkpoint_kind(folder)
+    if kind is not CheckpointKind.FULL:
+        raise UserError(f"{folder} holds only {kind.value}, {INSTEAD[kind]}")
     config = read_llava_config(folder)
+    model_args.vision_tower = model_args.vision_tower or None
     if getattr(config, "mm_vision_tower", None):
         for arguments in (model_args, data_args):
             _inherit(arguments, config, model_args.given)
@@ -159,10 +175,10 @@ def build_model(
         trained = add_lora(model, training_args, _name_from_elsewhere(model_args.model_name_or_path))
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
-    old_vocabulary = model.config.vocab_size
+    known_tokens = len(tokenizer)
     if model_args.vision_tower is not None:
         _add_vision(model, tokenizer, model_args, data_args, training_args)
-    freeze(model, model_args, training_args, has_new_tokens=model.config.vocab_size > old_vocabulary)
+    freeze(model, model_args, training_args, has_new_tokens=len(tokenizer) > known_tokens)
     if not training_args.deepspeed:  # which keeps such copies itself
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -210,7 +226,11 @@ def _add_vision(
     training_args: TrainingArguments,
 ) -> None:
     """Give the model its tower, projector and image tokens, and write LLaVA's keys into its config."""
-    model.get_model().initialize_vision_modules(model_args)
+    inner: Any = model.get_model()
+    projector = getattr(inner, "mm_projector", None)
+    inner.initialize_vision_modules(model_args)
+    if inner.mm_projector is not projector:
+        _tell_of_new_projector(model_args, replaces=projector is not None)
     tower = model.get_vision_tower()
     assert tower is not None
     # CLIP may have been trained with the base, by the published code; such weights are in no file of CLIP's.
@@ -222,7 +242,7 @@ def _add_vision(
     if training_args.device.type == "cuda":
         tower.to(dtype=training_args.compute_dtype)
     tower.to(device=training_args.device)
-    model.get_model().hold_tower_apart()
+    inner.hold_tower_apart()
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
@@ -241,6 +261,17 @@ def _add_vision(
         }
     )
     model.initialize_vision_tokenizer(model_args, tokenizer)
+
+
+def _tell_of_new_projector(model_args: ModelArguments, replaces: bool) -> None:
+    """Warn of a projector that knows nothing yet where a trained one is to be expected."""
+    if model_args.pretrain_mm_mlp_adapter is not None:
+        return
+    kind = model_args.mm_projector_type
+    if replaces:
+        logger.warning("the base's projector is not %s for this CLIP: a new one begins at random", kind)
+    elif not model_args.tune_mm_mlp_adapter:
+        logger.warning("the projector begins at random: --pretrain_mm_mlp_adapter names a trained one")
 
 
 def freeze(

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +15,13 @@ import transformers
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.checkpoint import check_output_folder, check_resumable, last_checkpoint, save_final
+from llava.train.checkpoint import (
+    check_output_folder,
+    check_resumable,
+    claimed,
+    last_checkpoint,
+    save_final,
+)
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
@@ -51,16 +58,27 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
     """
     model_args, data_args, training_args = parse_arguments(argv)
-    template = conv_templates[template_of_version(model_args.version)]
     check_output_folder(training_args.output_dir)
+    with claimed(training_args.output_dir) if training_args.should_save else nullcontext():
+        _train(model_args, data_args, training_args, attn_implementation)
+
+
+def _train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None,
+) -> None:
+    """Train in an output folder that is this run's alone."""
     checkpoint = last_checkpoint(training_args.output_dir)
     if checkpoint is not None:
-        check_resumable(checkpoint, training_args.world_size, bool(training_args.deepspeed))
+        under_deepspeed = bool(training_args.deepspeed)
+        check_resumable(checkpoint, training_args.saves, training_args.world_size, under_deepspeed)
+    template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)
-    training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     data = make_supervised_data_module(
         tokenizer, data_args, template=template, text_source=model_args.mm_text_source, records=records
     )

@@ -10,8 +10,10 @@ from llava.errors import UserError
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 
-def build(kind):
-    return build_vision_projector(SimpleNamespace(mm_projector_type=kind, mm_hidden_size=6, hidden_size=4))
+def build(kind, width=6):
+    return build_vision_projector(
+        SimpleNamespace(mm_projector_type=kind, mm_hidden_size=width, hidden_size=4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,11 @@ def test_weight_names_and_widths(kind, names):
 
 
 def test_identity():
-    assert isinstance(build("identity"), nn.Identity)
+    assert isinstance(build("identity", width=4), nn.Identity)
+    with pytest.raises(
+        UserError, match="identity needs equal widths; the vision tower's is 6, the language model's 4"
+    ):
+        build("identity")
 
 
 @pytest.mark.parametrize("kind", ["mlp", "mlp0x_gelu", "mlp2x_relu", "resampler"])

@@ -1,12 +1,16 @@
 """What a run may go on from, and how a checkpoint gets its name."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llava.errors import UserError
+from llava.model.loading import CheckpointKind
 from llava.train.checkpoint import (
     check_resumable,
+    claimed,
     finish_checkpoint,
     last_checkpoint,
     remove_unfinished,
@@ -18,6 +22,7 @@ def write_checkpoint(folder: Path, shares: int = 0) -> Path:
     """Write the files of a checkpoint that say whether it is whole and who wrote it."""
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").touch()
+    (folder / "model.safetensors").touch()
     for rank in range(shares):
         share = folder / "global_step7" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         share.parent.mkdir(exist_ok=True)
@@ -51,7 +56,8 @@ def test_a_checkpoint_gets_its_name_when_it_is_written(tmp_path: Path):
 def test_what_was_written_alike_can_be_continued(
     tmp_path: Path, shares: int, processes: int, with_deepspeed: bool
 ):
-    check_resumable(write_checkpoint(tmp_path / "checkpoint-1", shares), processes, with_deepspeed)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-1", shares)
+    check_resumable(checkpoint, CheckpointKind.FULL, processes, with_deepspeed)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +78,40 @@ def test_what_was_written_otherwise_is_refused(
 ):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-1", shares)
     with pytest.raises(UserError, match=message):
-        check_resumable(checkpoint, processes, with_deepspeed)
+        check_resumable(checkpoint, CheckpointKind.FULL, processes, with_deepspeed)
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_refused(tmp_path: Path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match="it holds a whole model, and this run trains a LoRA adapter"):
+        check_resumable(checkpoint, CheckpointKind.LORA, 1, False)
+
+
+def test_weights_that_deepspeed_does_not_gather_are_in_its_shares(tmp_path: Path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-1", shares=2)
+    (checkpoint / "model.safetensors").unlink()
+    check_resumable(checkpoint, CheckpointKind.FULL, 2, True)
+
+
+HOLD = """
+import sys
+from llava.train.checkpoint import claimed
+with claimed(sys.argv[1]):
+    print("claimed", flush=True)
+    input()
+"""
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        with (
+            pytest.raises(UserError, match="another run is writing to the output folder"),
+            claimed(tmp_path, 0.1),
+        ):
+            pass
+        other.kill()
+    with claimed(tmp_path, 5):  # the claim ended with the process
+        pass

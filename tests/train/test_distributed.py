@@ -131,7 +131,8 @@ def test_a_killed_run_ends_like_one_that_was_not(
 ):
     """It is killed with -9 when the log tells of step 5, whose checkpoint follows, and started again."""
     script = ("-m", "llava.train.train")
-    steps = {"max_steps": 8, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 1}
+    # Epochs of 2 or 3 steps: it stops and goes on in the middle of a later one.
+    steps = {"max_steps": 8, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
     flags = {**steps, "save_total_limit": 1, **flags}
     finish(launch(stage, *script, output_dir=tmp_path / "whole", **flags))
     run = launch(stage, *script, output_dir=tmp_path / "killed", **flags)

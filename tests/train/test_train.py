@@ -309,6 +309,39 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path: Path, stage: str, 
         torch.testing.assert_close(second[name], tensor)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_over_trains_nothing_more(command, tmp_path: Path):
+    """Also where it was killed while it wrote its result, in the middle of an epoch of 3 steps."""
+    flags = {"max_steps": 5, "save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "constant"}
+    train(argv=command("finetune", **flags))
+    first = weights_of(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    train(argv=command("finetune", **flags))
+    second = weights_of(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5
+    assert first.keys() == second.keys()
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
+
+
+def test_a_new_projector_in_place_of_a_trained_one_is_told(command, caplog: pytest.LogCaptureFixture):
+    set_up(command("finetune", model_name_or_path=LLAVA))
+    assert "projector" not in caplog.text
+    set_up(command("finetune", model_name_or_path=LLAVA, mm_projector_type="linear"))
+    assert "the base's projector is not linear for this CLIP: a new one begins at random" in caplog.text
+    set_up(command("finetune"))
+    assert "--pretrain_mm_mlp_adapter names a trained one" in caplog.text
+
+
+def test_noise_on_embeddings_is_accepted(command):
+    train(argv=command("finetune", neftune_noise_alpha=5, max_steps=1))
+
+
+@pytest.mark.slow
+def test_tokens_between_lines_are_saved_with_the_projector(command, trained, language_model, tmp_path: Path):
+    train(argv=command("pretrain", mm_patch_merge_type="spatial_unpad", max_steps=1))
+    assert torch.equal(logits(tmp_path / "out", language_model), live_logits(trained[0]))
+
+
 def test_the_flag_wins_over_the_bases_config(command, tmp_path: Path):
     base = tmp_path / "base"
     shutil.copytree(LLAVA, base)
@@ -518,6 +551,20 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"model_max_length": -5}, "--model_max_length is -5"),
         ({"bits": 4}, "--bits 4 weights cannot learn: add --lora_enable True"),
         ({"bits": 5}, "--bits is 5; accepted: 4, 8, 16"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0; accepted: 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is 0; accepted: 1 or more"),
+        ({"dataloader_num_workers": -1}, "--dataloader_num_workers is -1; accepted: 0 or more"),
+        ({"seed": -1}, "--seed is -1; accepted: 0 or more"),
+        ({"max_steps": 0}, "--max_steps is 0; accepted: 1 or more, or -1"),
+        ({"warmup_ratio": 2}, "--warmup_ratio is 2.0; accepted: 0 to 1"),
+        ({"output_dir": ""}, "--output_dir is ''"),
+        ({"report_to": "paper"}, "--report_to is 'paper'; accepted: none, all, "),
+        ({"evaluation_strategy": "steps", "eval_steps": 5}, "--eval_strategy is 'steps'; accepted: no"),
+        ({"save_only_model": True}, "--save_only_model is not supported: no run could go on"),
+        ({"push_to_hub": True}, "--push_to_hub is not supported"),
+        ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
+        ({"mm_patch_merge_type": "round"}, "--mm_patch_merge_type is 'round'; accepted: flat, spatial, "),
+        ({"deepspeed": "{}", "fp16": True}, "--fp16 True under DeepSpeed needs a GPU"),
         ({"lora_enable": True, "lora_r": 0}, "--lora_r is 0"),
         ({"lora_enable": True, "lora_dropout": 1}, "--lora_dropout is 1.0"),
         ({"lora_enable": True, "lora_bias": "some"}, "--lora_bias is 'some'; accepted: none, all, lora_only"),
