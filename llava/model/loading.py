@@ -6,7 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
 TOWER = "model.vision_tower."
 NEWLINE = "model.image_newline"
+# What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
+QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
@@ -114,6 +117,7 @@ def load_checkpoint(
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
     config = read_llava_config(folder, vision_tower, token_reduction)
+    placement = _quantized_as_trained(placement, config)
     source = _language_model_folder(folder, kind, model_base)
     tokenizer = load_tokenizer(source)
     # A checkpoint beside a base may have more tokens than it: they are added below.
@@ -194,6 +198,16 @@ def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
     reduction = getattr(config, "mm_vision_token_reduce_func", None)
     if reduction not in (None, "none"):
         raise UserError(f"token reduction {reduction!r} needs a vision tower, and {folder} has none")
+
+
+def _quantized_as_trained(placement: Placement, config: LlavaConfig) -> Placement:
+    """Make 4-bit weights of the type with which an adapter was trained, if its config says so."""
+    if placement.quantization is None:
+        return placement
+    quantization = copy(placement.quantization)
+    for key in QUANTIZATION_KEYS:
+        setattr(quantization, key, getattr(config, key, getattr(quantization, key)))
+    return replace(placement, quantization=quantization)
 
 
 def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str | None) -> Path:

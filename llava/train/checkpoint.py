@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import read_tensors
-from llava.model.loading import CheckpointKind, checkpoint_kind
+from llava.model.loading import QUANTIZATION_KEYS, CheckpointKind, checkpoint_kind
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +181,11 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     # "auto" would ask the model hub whether the base's embeddings have the same size.
     model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
     config = deepcopy(model.config)
-    # The base's weights are stored as they were; whether to quantize them is for who loads them to say.
-    config.__dict__.pop("quantization_config", None)
+    # The base's weights are stored as they were; whether to quantize them is for who loads them to say, and
+    # only how they were quantized is told.
+    quantization = config.__dict__.pop("quantization_config", None)
+    for key in QUANTIZATION_KEYS if quantization is not None else ():
+        setattr(config, key, getattr(quantization, key))
     config.save_pretrained(folder)
     beside = {name: tensor for name, tensor in weights.items() if LORA not in name}
     torch.save(beside, folder / NON_LORA_FILE)

@@ -249,9 +249,10 @@ def test_fine_tuning_writes_a_checkpoint_that_loads(command, trained, tmp_path: 
         {"mm_use_im_start_end": True, "mm_use_im_patch_token": True},
         {"freeze_mm_mlp_adapter": True},
         pytest.param({"bits": 4}, marks=pytest.mark.slow),
+        pytest.param({"bits": 4, "quant_type": "fp4", "double_quant": False}, marks=pytest.mark.slow),
         pytest.param({"bits": 8}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "new tokens", "frozen projector", "4 bits", "8 bits"],
+    ids=["plain", "new tokens", "frozen projector", "4 bits", "fp4", "8 bits"],
 )
 def test_an_adapter_answers_as_it_was_trained(command, trained, tmp_path: Path, flags: dict[str, Any]):
     train(argv=command("finetune", **LORA, **flags))
