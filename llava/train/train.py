@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import transformers
@@ -130,10 +133,24 @@ def main(attn_implementation: str | None = None) -> None:
 
 
 def leave_processes() -> None:
-    """End what connects the processes of a launch: one that just exits may be taken down by its threads."""
+    """End what connects the processes of a launch."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """End this process; one that a launcher started skips the interpreter's own end.
+
+    There threads of gloo, which still hold tensors as long as DeepSpeed keeps them alive, took a process down
+    now and then after all was done (github.com/pytorch/pytorch/pull/179291).
+    """
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()  # of reporters, logging and processes that read data
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _full_name(error: Exception) -> str:
@@ -142,4 +159,4 @@ def _full_name(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,8 +1,6 @@
 """`llava.train.train` with flash attention where it is installed and the machine has it."""
 
-import sys
-
-from llava.train.train import main
+from llava.train.train import end, main
 
 if __name__ == "__main__":
-    sys.exit(main("flash_attention_2"))
+    end(main("flash_attention_2"))

@@ -41,6 +41,7 @@ def main() -> None:
     if get_rank() == 0:
         torch.save(logits, arguments[0])
     train_module.leave_processes()
+    train_module.end(0)
 
 
 if __name__ == "__main__":
