@@ -195,8 +195,8 @@ def test_variables_and_later_flags_replace_defaults():
     [("VISION_TOWER", "--vision_tower"), ("PROJECTOR", "--pretrain_mm_mlp_adapter"), ("ZERO", "--deepspeed")],
 )
 def test_an_empty_variable_leaves_its_flag_out(variable: str, option: str):
-    assert option in dry_run("v1_5/finetune.sh")
-    assert option not in dry_run("v1_5/finetune.sh", **{variable: ""})
+    assert option in dry_run("v1_5/finetune.sh", LAUNCHER="torchrun")
+    assert option not in dry_run("v1_5/finetune.sh", LAUNCHER="torchrun", **{variable: ""})
 
 
 @pytest.mark.parametrize(
@@ -293,6 +293,10 @@ def test_processes_follow_the_machines(variables: dict[str, Any], starter: str, 
     [
         ({"GPUS": "0"}, "GPUS is '0'; accepted: a whole number of at least 1"),
         ({"BATCH": "a lot"}, "BATCH is 'a lot'; accepted: a whole number of at least 1"),
+        ({"NODE_RANK": "x"}, "NODE_RANK is 'x'; accepted: 0 to NNODES - 1, which is 0"),
+        ({"NODE_RANK": "2", "NNODES": "2"}, "NODE_RANK is '2'; accepted: 0 to NNODES - 1, which is 1"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'; accepted: a port from 1 to 65535"),
+        ({"ZERO": ""}, "ZERO is empty, so DeepSpeed has nothing to do: set LAUNCHER=torchrun too"),
         ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi'; accepted: deepspeed, torchrun"),
         ({"HOSTFILE": "nowhere"}, "no host file 'nowhere' (HOSTFILE)"),
         ({"HOSTFILE": "LICENSE"}, "has no line such as: worker-1 slots=8"),
