@@ -269,6 +269,15 @@ def test_an_image_is_decoded_once_for_all_its_records(check: Check, monkeypatch:
     assert len(opened) == 1
 
 
+@pytest.mark.parametrize("text", ['{"id": 1}', "[1, 2", "[]"])
+def test_a_file_that_is_no_list_of_records_would_fail_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+):
+    (tmp_path / "data.json").write_text(text)
+    assert main(["--data_path", str(tmp_path / "data.json")]) == 1
+    assert capsys.readouterr().out.startswith("training would fail: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

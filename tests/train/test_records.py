@@ -169,3 +169,9 @@ def test_images_that_are_all_missing_are_not_skipped(images: Path):
 
 def test_an_endless_id_is_shortened():
     assert len(name_record({"id": "x" * 1000}, 3)) < 110
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path):
+    path = tmp_path / "data.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([{"id": "1"}]).encode())
+    assert read_records(path) == [{"id": "1"}]
