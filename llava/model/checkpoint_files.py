@@ -31,16 +31,36 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
     Raises:
         MissingFileError: If there is no such folder and ``name`` is no hub id that can be downloaded now.
     """
+    place = _local_folder(name, beside)
+    if place is not None:
+        return place
     path = Path(name).expanduser()
-    places = [path] if beside is None or path.is_absolute() else [beside.parent / path, beside / path, path]
-    for place in places:
-        if place.is_dir():
-            return place
     if path.exists():
         raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise MissingFileError(f"no model folder {name!r}")
     return _download(name)
+
+
+def name_elsewhere(name: str, beside: Path | None = None) -> str:
+    """Return the name under which a checkpoint in any folder finds what `resolve_folder` finds.
+
+    A hub id stays one. A folder is named by its absolute path, since a path relative to one checkpoint means
+    nothing to another, and a copy would take gigabytes.
+
+    Args:
+        name: See `resolve_folder`.
+        beside: See there.
+    """
+    place = _local_folder(name, beside)
+    return name if place is None else str(place.absolute())
+
+
+def _local_folder(name: str, beside: Path | None) -> Path | None:
+    """Return the folder of this machine that a name means, if there is one."""
+    path = Path(name).expanduser()
+    places = [path] if beside is None or path.is_absolute() else [beside.parent / path, beside / path, path]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _download(hub_id: str) -> Path:

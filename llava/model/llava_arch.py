@@ -121,7 +121,8 @@ class LlavaMetaModel:
         # A base model may have been loaded with everything frozen.
         self.mm_projector.requires_grad_(True)
         if model_args.pretrain_mm_mlp_adapter is not None:
-            load_projector(self.mm_projector, Path(model_args.pretrain_mm_mlp_adapter))
+            path = Path(model_args.pretrain_mm_mlp_adapter)
+            load_projector(self.mm_projector, read_tensors(path), path)
 
     def hold_tower_apart(self) -> None:
         """Take the tower out of the model's tree of modules, for training; it is used as before.
@@ -133,16 +134,19 @@ class LlavaMetaModel:
         self.__dict__["vision_tower"] = self._modules.pop("vision_tower")
 
 
-def load_projector(projector: nn.Module, path: Path) -> None:
-    """Fill a projector from a file such as ``mm_projector.bin``, whose keys may carry any prefix.
+def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
+    """Fill a projector from what a file such as ``mm_projector.bin`` holds.
+
+    Args:
+        projector: Changed in place.
+        stored: The file's tensors; their names may carry any prefix.
+        path: The file, for messages.
 
     Raises:
         UserError: If the file's tensors do not fit the projector.
     """
     marker = "mm_projector."
-    weights = {
-        name.split(marker, 1)[1]: tensor for name, tensor in read_tensors(path).items() if marker in name
-    }
+    weights = {name.split(marker, 1)[1]: tensor for name, tensor in stored.items() if marker in name}
     try:
         with whole(projector.parameters()):
             projector.load_state_dict(weights)
@@ -429,9 +433,9 @@ class LlavaMetaForCausalLM(ABC):
             model.get_input_embeddings().requires_grad_(True)
             model.get_output_embeddings().requires_grad_(False)
         if model_args.pretrain_mm_mlp_adapter:
-            weight = model.get_input_embeddings().weight
+            weight, path = model.get_input_embeddings().weight, Path(model_args.pretrain_mm_mlp_adapter)
             with whole([weight]):
-                load_new_rows(weight.data, Path(model_args.pretrain_mm_mlp_adapter), tokenizer)
+                load_new_rows(weight.data, read_tensors(path), path, tokenizer)
 
 
 def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
@@ -456,13 +460,19 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
 
 
 def load_new_rows(
-    embeddings: Tensor, path: Path, tokenizer: PreTrainedTokenizerBase, all_rows: bool = False
+    embeddings: Tensor,
+    stored_tensors: dict[str, Tensor],
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    all_rows: bool = False,
 ) -> None:
     """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
 
     Args:
         embeddings: The model's input embeddings, (V, H), changed in place.
-        path: The file.
+        stored_tensors: What the file holds.
+        path: The file, for messages.
         tokenizer: Knows which rows are theirs.
         all_rows: Whether the others are copied too if the file has them: stage 1 changes every row that its
             captions use, and its result answers with those. As in LLaVA, stage 2 does not begin with them.
@@ -473,7 +483,7 @@ def load_new_rows(
     rows = [
         tokenizer.convert_tokens_to_ids(token) for token in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
     ]
-    stored = read_tensors(path).get("model.embed_tokens.weight")
+    stored = stored_tensors.get("model.embed_tokens.weight")
     new_shape = (len(rows), embeddings.shape[1])
     if stored is None or stored.shape not in (embeddings.shape, new_shape):
         found = "none" if stored is None else tuple(stored.shape)

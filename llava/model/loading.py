@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
 TOWER = "model.vision_tower."
 NEWLINE = "model.image_newline"
+PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
 # What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
 QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -85,7 +87,7 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
     # A whole model may also ship mm_projector.bin, so its weights are looked for first.
     if weight_files(folder):
         return CheckpointKind.FULL
-    if (folder / "mm_projector.bin").is_file():
+    if (folder / PROJECTOR_FILE).is_file():
         return CheckpointKind.PROJECTOR
     raise MissingFileError(
         f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
@@ -324,11 +326,12 @@ def _apply_projector(
     Returns:
         Names of the weights supplied.
     """
-    path = folder / "mm_projector.bin"
-    load_projector(model.get_model().mm_projector, path)
+    path = folder / PROJECTOR_FILE
+    stored = read_tensors(path)
+    load_projector(model.get_model().mm_projector, stored, path)
     if getattr(model.config, "mm_use_im_start_end", False):
-        load_new_rows(model.get_input_embeddings().weight.data, path, tokenizer, all_rows=True)
-    newline = {name: tensor for name, tensor in read_tensors(path).items() if name == NEWLINE}
+        load_new_rows(model.get_input_embeddings().weight.data, stored, path, tokenizer, all_rows=True)
+    newline = {name: tensor for name, tensor in stored.items() if name == NEWLINE}
     model.load_state_dict(newline, strict=False)
     return {name for name in model.state_dict() if "mm_projector." in name} | newline.keys()
 
@@ -363,9 +366,7 @@ def _apply_lora(
     _match_vocabulary(model, trained)
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     if unexpected:
-        raise UserError(
-            f"{folder / 'non_lora_trainables.bin'} holds weights of no part of the model: {unexpected[0]}"
-        )
+        raise UserError(f"{folder / NON_LORA_FILE} holds weights of no part of the model: {unexpected[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         adapted = PeftModel.from_pretrained(model, str(folder))  # changes the model itself
@@ -375,7 +376,7 @@ def _apply_lora(
 
 def _trained_beside_adapter(folder: Path) -> dict[str, torch.Tensor]:
     """Read ``non_lora_trainables.bin``, with the names that the weights have in the model."""
-    trained = read_tensors(folder / "non_lora_trainables.bin")
+    trained = read_tensors(folder / NON_LORA_FILE)
     trained = {name.removeprefix("base_model."): tensor for name, tensor in trained.items()}
     if any(name.startswith("model.model.") for name in trained):
         trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}

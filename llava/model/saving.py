@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.checkpoint_files import resolve_folder
+from llava.model.checkpoint_files import name_elsewhere
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import TOWER
 
@@ -25,7 +25,7 @@ def save_whole(
     """
     tower = getattr(model.config, "mm_vision_tower", None)
     if tower is not None:
-        model.config.mm_vision_tower = tower_name_elsewhere(tower, beside)
+        model.config.mm_vision_tower = name_elsewhere(tower, beside)
     complete_sampling(model)
     model.save_pretrained(folder, state_dict=whole_state(model))
     tokenizer.save_pretrained(folder)
@@ -49,24 +49,6 @@ def whole_state(
     if tower is not None and getattr(model.config, "unfreeze_mm_vision_tower", False):
         state |= {f"{TOWER}{name}": tensor.cpu() for name, tensor in tower.state_dict().items()}
     return state
-
-
-def tower_name_elsewhere(name: str, beside: Path) -> str:
-    """Return the name under which a checkpoint in any folder finds CLIP.
-
-    A hub id stays one. A folder is named by its absolute path, since a path relative to one checkpoint means
-    nothing to another, and a copy would take gigabytes.
-
-    Args:
-        name: What a checkpoint's config says.
-        beside: That checkpoint.
-
-    Raises:
-        MissingFileError: If it is not found.
-    """
-    found = resolve_folder(name, beside=beside)
-    path = Path(name).expanduser()
-    return str(found.absolute()) if found in (beside.parent / path, beside / path, path) else name
 
 
 def complete_sampling(model: LlavaLlamaForCausalLM) -> None:

@@ -30,7 +30,9 @@ from llava.train.records import (
     Fault,
     Problem,
     Record,
+    check_image_folder,
     find_problems,
+    has_images,
     image_path,
     name_record,
     read_records,
@@ -259,12 +261,11 @@ def _check_image_folder(records: Sequence[Any], image_folder: str | None) -> Non
         UserError: If none is given.
         MissingFileError: If it does not exist.
     """
-    if not any(isinstance(record, dict) and "image" in record for record in records):
+    if not has_images(records):
         return
     if image_folder is None:
         raise UserError("the records have images, so --image_folder is needed")
-    if not Path(image_folder).is_dir():
-        raise MissingFileError(f"no image folder {image_folder!r} (--image_folder)")
+    check_image_folder(image_folder)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import read_tensors
-from llava.model.loading import QUANTIZATION_KEYS, CheckpointKind, checkpoint_kind
+from llava.model.loading import (
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    QUANTIZATION_KEYS,
+    CheckpointKind,
+    checkpoint_kind,
+)
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR_FILE = "mm_projector.bin"
-NON_LORA_FILE = "non_lora_trainables.bin"
 LORA = "lora_"
 
 
@@ -215,8 +219,8 @@ def save_final(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
     trainer.model.config.use_cache = True
-    frozen_base = trainer.args.lora_enable or trainer.args.tune_mm_mlp_adapter
-    if trainer.args.compute_dtype != torch.float32 and not (trainer.is_deepspeed_enabled or frozen_base):
+    learned_whole = trainer.args.saves is CheckpointKind.FULL and not trainer.is_deepspeed_enabled
+    if learned_whole and trainer.args.compute_dtype != torch.float32:
         # The float32 weights were for the optimizer's small steps; what computes in 16 bits is stored so.
         trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(str(folder))

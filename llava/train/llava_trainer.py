@@ -16,12 +16,10 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from llava.model.loading import TOWER, CheckpointKind
+from llava.model.loading import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
 from llava.model.saving import whole_state
 from llava.model.sharding import read_whole
 from llava.train.checkpoint import (
-    NON_LORA_FILE,
-    PROJECTOR_FILE,
     finish_checkpoint,
     load_parts,
     remove_unfinished,
@@ -34,7 +32,6 @@ from llava.train.meter import TrainingMeter
 logger = logging.getLogger(__name__)
 
 PROJECTOR = "mm_projector"
-NEWLINE = "image_newline"
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:

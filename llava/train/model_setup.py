@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
-from llava.model.checkpoint_files import resolve_folder
+from llava.model.checkpoint_files import name_elsewhere, resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import (
     CheckpointKind,
@@ -24,7 +24,7 @@ from llava.model.loading import (
 )
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
-from llava.model.saving import complete_sampling, tower_name_elsewhere
+from llava.model.saving import complete_sampling
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import (
     ASPECT_RATIOS,
@@ -97,15 +97,14 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
         for arguments in (model_args, data_args):
             _inherit(arguments, config, model_args.given)
         if model_args.vision_tower == config.mm_vision_tower:
-            model_args.vision_tower = tower_name_elsewhere(config.mm_vision_tower, folder)
             model_args.vision_tower_beside = folder
     check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
     parse_reduction(model_args.mm_vision_token_reduce_func)
     if model_args.vision_tower is None:
         _refuse_vision_settings(model_args)
-    elif model_args.vision_tower_beside is None:
-        resolve_folder(model_args.vision_tower)
-        model_args.vision_tower = _name_from_elsewhere(model_args.vision_tower)
+    else:
+        resolve_folder(model_args.vision_tower, model_args.vision_tower_beside)
+        model_args.vision_tower = name_elsewhere(model_args.vision_tower, model_args.vision_tower_beside)
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
         raise MissingFileError(f"no projector file {adapter!r} (--pretrain_mm_mlp_adapter)")
@@ -128,12 +127,6 @@ def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None
         if value not in (None, default):
             logger.info("--%s is not given: %s, as in the base", name, value)
             setattr(arguments, name, value)
-
-
-def _name_from_elsewhere(name: str) -> str:
-    """Return a model's name that also holds in another working folder: a hub id, or an absolute path."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _refuse_vision_settings(model_args: ModelArguments) -> None:
@@ -165,14 +158,14 @@ def build_model(
     """
     set_seed(training_args.seed)  # a new projector begins at random
     folder, config = base
-    placement = placement_of_base(model_args, training_args, attn_implementation is not None)
+    placement = placement_of_base(training_args, attn_implementation is not None)
     model = load_language_model(folder, config, placement)
     model.config.use_cache = False
     complete_sampling(model)
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
     trained: Any = model
     if training_args.lora_enable:
-        trained = add_lora(model, training_args, _name_from_elsewhere(model_args.model_name_or_path))
+        trained = add_lora(model, training_args, name_elsewhere(model_args.model_name_or_path))
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
     known_tokens = len(tokenizer)
@@ -187,21 +180,18 @@ def build_model(
     return trained, tokenizer
 
 
-def placement_of_base(
-    model_args: ModelArguments, training_args: TrainingArguments, wants_flash_attention: bool = False
-) -> Placement:
+def placement_of_base(training_args: TrainingArguments, wants_flash_attention: bool = False) -> Placement:
     """Decide in which form the base is loaded.
 
     Weights that learn stay in float32, because small updates vanish in 16 bits; DeepSpeed keeps such copies
     itself. A base that does not learn takes the type it computes in.
 
     Args:
-        model_args: Whether the projector alone learns.
-        training_args: Device, types, LoRA and bits.
+        training_args: What learns, device, types, LoRA and bits.
         wants_flash_attention: Whether it was asked for.
     """
     compute_dtype = training_args.compute_dtype
-    is_frozen = model_args.tune_mm_mlp_adapter or training_args.lora_enable
+    is_frozen = training_args.saves is not CheckpointKind.FULL
     quantization = choose_quantization(
         training_args.bits == 8,
         training_args.bits == 4,

@@ -84,13 +84,13 @@ def find_problems(
         template: How they will be rendered.
     """
     # One listing per folder: asking for every file by itself takes minutes on network storage.
-    files_in = functools.cache(_files_in)
+    listed = functools.cache(_listable_files_in)
     for index, record in enumerate(records):
         try:
             with naming(record, index):
                 _check_turns(record, template)
                 if "image" in record:
-                    _check_file(image_path(record, image_folder), files_in)
+                    _check_file(image_path(record, image_folder), listed)
         except MissingFileError as error:
             yield Problem(index, Fault.MISSING, str(error))
         except UserError as error:
@@ -186,21 +186,46 @@ def naming(record: Any, index: int) -> Iterator[None]:
         raise type(error)(f"{name_record(record, index)}: {error}") from error
 
 
-def _files_in(folder: str) -> frozenset[str] | None:
-    """List the files of a folder: ``None`` if there is none, nothing if it may not be listed."""
+def files_in(folder: str | Path) -> frozenset[str] | None:
+    """List the files of a folder; ``None`` if there is no such folder.
+
+    Raises:
+        OSError: If it may not be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _listable_files_in(folder: str) -> frozenset[str] | None:
+    """List the files of a folder, of one that may not be listed nothing."""
+    try:
+        return files_in(folder)
     except OSError:
         return frozenset()
 
 
-def _check_file(path: Path, files_in: Callable[[str], frozenset[str] | None]) -> None:
+def has_images(records: Sequence[Any]) -> bool:
+    """Tell whether any record of a data file, right or wrong, has an image."""
+    return any(isinstance(record, dict) and "image" in record for record in records)
+
+
+def check_image_folder(image_folder: str | None) -> None:
+    """Make sure that an image folder that is named exists.
+
+    Raises:
+        MissingFileError: If it does not.
+    """
+    if image_folder is not None and not Path(image_folder).is_dir():
+        raise MissingFileError(f"no image folder {image_folder!r} (--image_folder)")
+
+
+def _check_file(path: Path, listed: Callable[[str], frozenset[str] | None]) -> None:
     """Make sure that an image file is there."""
     folder, name = os.path.split(path)
-    files = files_in(folder)
+    files = listed(folder)
     # Asked for by itself where the listing lacks it: some file systems match names without their case.
     if files is None or (name not in files and not _is_file(path)):
         raise MissingFileError(f"there is no image file {str(path)!r}")

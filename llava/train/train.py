@@ -9,14 +9,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 import transformers
 
 from llava.conversation import conv_templates
-from llava.errors import MissingFileError, UserError
+from llava.errors import UserError
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoint import (
     check_output_folder,
@@ -30,7 +29,7 @@ from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
-from llava.train.records import Record, check_records, read_records
+from llava.train.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.utils import exit_on_user_error, process_rank, setup_logging
 
 REPORT_DELAY_S = 10.0
@@ -104,11 +103,10 @@ def read_data(data_args: DataArguments, has_tower: bool) -> list[Record]:
     if data_args.data_path is None:
         raise UserError("--data_path is needed: a JSON list of records")
     records = read_records(data_args.data_path)
-    if any(isinstance(record, dict) and "image" in record for record in records):
+    if has_images(records):
         if not has_tower:
             raise UserError(f"{data_args.data_path} has images: give --vision_tower, a CLIP folder or hub id")
-        if data_args.image_folder is not None and not Path(data_args.image_folder).is_dir():
-            raise MissingFileError(f"no image folder {data_args.image_folder!r} (--image_folder)")
+        check_image_folder(data_args.image_folder)
     return records
 
 

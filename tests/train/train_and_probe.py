@@ -5,6 +5,7 @@ Usage: train_and_probe.py PROBE_FILE [arguments of llava.train.train]
 
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed import get_rank
@@ -32,9 +33,9 @@ def main() -> None:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    train_module.LLaVATrainer = Kept  # type: ignore[misc]  # to keep hold of the trainer
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-    train_module.train(argv=arguments[1:])
+    with patch.object(train_module, "LLaVATrainer", Kept):
+        train_module.train(argv=arguments[1:])
     trainer = made[0]
     trainer.model_wrapped.eval()
     logits = probe(trainer.model_wrapped, trainer.processing_class)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from llava.errors import UserError
 from llava.train.downloads.parts import Part, Stage
-from llava.train.records import image_path, naming
+from llava.train.records import files_in, image_path, naming
 
 EXAMPLES: Final = 3
 SKIPPING: Final = "Images that cannot be had any more are left out if training is given --on_bad_image skip."
@@ -111,12 +110,11 @@ def _names_by_folder(records: Sequence[Any], image_folder: Path) -> dict[str, Co
     return folders
 
 
-def _list_files(folder: Path) -> set[str]:
+def _list_files(folder: Path) -> frozenset[str]:
     """Return the names of the files in a folder, none if it is not there."""
     try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for names that no folder can have
-        return set()
+        return files_in(folder) or frozenset()
+    except ValueError:  # names that no folder can have
+        return frozenset()
     except OSError as error:
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
