@@ -7,18 +7,24 @@ The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
-from transformers.utils import cached_file
 
 from llava.errors import MissingFileError, UserError
+from llava.model.checkpoint_configs import TOKEN_ID, TOKENIZER_KEYS, pick
+from llava.model.checkpoint_files import own_file, read_config, resolve_folder
 
 VOCABULARY_FILE = "tokenizer.model"
+# The other vocabularies are CLIP's, or say all of a tokenizer.
+VOCABULARY_FILES = (VOCABULARY_FILE, "tokenizer.json", "vocab.json", "merges.txt")
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WORD_START = "▁"
 
 Span = tuple[int, int]
@@ -195,7 +201,7 @@ def pieces_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
 def load_tokenizer(
     folder_or_hub_id: str | Path, *, model_max_length: int | None = None, padding_side: str = "right"
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
+    """Load the tokenizer of a language model's checkpoint.
 
     Args:
         folder_or_hub_id: Folder, or id on the configured hub.
@@ -203,45 +209,80 @@ def load_tokenizer(
         padding_side: ``right`` or ``left``.
 
     Returns:
-        `LlamaTokenizer` for Llama's ``tokenizer.model``, otherwise what transformers makes of the files. It
-        pads with the unknown token where the checkpoint names no other.
+        `LlamaTokenizer` for Llama's ``tokenizer.model``, otherwise what ``tokenizer.json`` describes. It pads
+        with the unknown token where the checkpoint names no other.
 
     Raises:
         MissingFileError: If there is no tokenizer.
-        UserError: If its file is damaged.
+        UserError: If its files are damaged, or it is a class of another library.
     """
-    source = str(folder_or_hub_id)
+    folder = resolve_folder(str(folder_or_hub_id))
     options: dict[str, Any] = {"padding_side": padding_side}
     if model_max_length is not None:
         options["model_max_length"] = model_max_length
-    try:
-        if _is_llama(source):
-            tokenizer = LlamaTokenizer.from_pretrained(source, **options)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-    except RuntimeError as error:
-        raise UserError(f"the {VOCABULARY_FILE} of {source!r} is no SentencePiece model") from error
-    except (OSError, ValueError) as error:
-        raise MissingFileError(
-            f"no tokenizer in {source!r}; expected a folder or hub id with tokenizer.model or tokenizer.json"
-        ) from error
+    tokenizer = _load(_class_of(folder), folder, options)
     if tokenizer.pad_token is None and tokenizer.unk_token is not None:
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
 
 
-def _is_llama(source: str) -> bool:
-    """Tell from the files whether this is a SentencePiece model of Llama's kind."""
-    if _find(source, VOCABULARY_FILE) is None:
-        return False
-    config = _find(source, "tokenizer_config.json")
-    settings = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
-    return str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer")
+def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Load the tokenizer of a CLIP folder.
+
+    Raises:
+        UserError: If its files are damaged.
+    """
+    return _load(CLIPTokenizer, folder, {})
 
 
-def _find(source: str, name: str) -> str | None:
-    """Return the path of a checkpoint's file, or ``None`` if it has none."""
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return str(path) if path.is_file() else None
-    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+def _class_of(folder: Path) -> type[PreTrainedTokenizerBase]:
+    """Tell from the files which of the known tokenizers a checkpoint has.
+
+    Raises:
+        MissingFileError: If it is none of them.
+    """
+    if own_file(folder, VOCABULARY_FILE):
+        has_settings = own_file(folder, "tokenizer_config.json")
+        name = read_config(folder, "tokenizer_config.json").get("tokenizer_class") if has_settings else None
+        if str(name or "LlamaTokenizer").startswith("LlamaTokenizer"):
+            return LlamaTokenizer
+    if own_file(folder, "tokenizer.json"):
+        return PreTrainedTokenizerFast
+    if own_file(folder, "vocab.json") and own_file(folder, "merges.txt"):
+        return CLIPTokenizer
+    raise MissingFileError(
+        f"no tokenizer in {str(folder)!r}; expected a folder or hub id with tokenizer.model or tokenizer.json"
+    )
+
+
+def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Load a tokenizer of a known class, from a copy of its files in which only known settings are left.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    with TemporaryDirectory() as name:
+        copy = Path(name)
+        for file in SETTINGS_FILES:
+            if own_file(folder, file):
+                values = read_config(folder, file)
+                accepted = dict.fromkeys(values, TOKEN_ID) if file == "added_tokens.json" else TOKENIZER_KEYS
+                values = pick(values, accepted, folder / file, "file of a tokenizer")
+                (copy / file).write_text(json.dumps(values), encoding="utf-8")
+        for file in VOCABULARY_FILES:
+            if own_file(folder, file):
+                shutil.copyfile(folder / file, copy / file)
+        try:
+            tokenizer = tokenizer_class.from_pretrained(copy, **options)
+        except Exception as error:
+            if tokenizer_class is LlamaTokenizer and isinstance(error, RuntimeError):
+                raise UserError(
+                    f"the {VOCABULARY_FILE} of {str(folder)!r} is no SentencePiece model"
+                ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"the tokenizer in {str(folder)!r} is damaged: {reason[:200]}") from error
+    # From where it will save them.
+    tokenizer.name_or_path = str(folder)
+    if getattr(tokenizer, "vocab_file", None):
+        tokenizer.vocab_file = str(folder / VOCABULARY_FILE)
+    return tokenizer

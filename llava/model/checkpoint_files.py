@@ -1,10 +1,15 @@
-"""Finding and reading weight files: safetensors first, otherwise pickles of nothing but tensors (D11)."""
+"""Finding and reading weight files: safetensors first, otherwise pickles of nothing but tensors (D11).
+
+A checkpoint is a stranger's folder: nothing is read that lies outside of it, whatever its files say.
+"""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -16,6 +21,7 @@ from torch import Tensor
 from llava.errors import MissingFileError, UserError
 
 HUB_TIMEOUT_S = 10.0
+MAX_JSON_BYTES = 64 * 2**20  # that of a 7B model's vocabulary is 2 MiB
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What a model folder needs at run time; the other frameworks' weights in a hub repository are left there.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
@@ -96,19 +102,45 @@ def _cached(hub_id: str, reason: str) -> Path:
         ) from None
 
 
+def own_file(folder: Path, name: str) -> Path | None:
+    """Return a file of a checkpoint, None if there is none of this name.
+
+    Args:
+        folder: The checkpoint's.
+        name: A plain file name; it may come from one of the folder's own files.
+
+    Raises:
+        UserError: If the name is a path, or a link out of the folder that is not the hub cache's own.
+    """
+    path = folder / name
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise UserError(f"{folder} names a file {name!r}; a checkpoint's files are plain names in its folder")
+    if not path.is_file():
+        return None
+    home, place = folder.resolve(), path.resolve()
+    if place.parent == home:
+        return path
+    # models--org--name/snapshots/<revision>/file is a link to models--org--name/blobs/<hash>
+    if home.parent.name == "snapshots" and place.parent == home.parent.parent / "blobs":
+        return path
+    raise UserError(f"{path} is a link out of its checkpoint, to {place}; put the file itself there")
+
+
 def read_config(folder: Path, name: str = "config.json") -> dict:
     """Read one of a checkpoint's JSON files.
 
     Raises:
         MissingFileError: If the folder has none of this name.
-        UserError: If it is not a JSON object.
+        UserError: If it is not a JSON object, too large for one, or a link out of the folder.
     """
-    path = folder / name
-    if not path.is_file():
+    path = own_file(folder, name)
+    if path is None:
         raise MissingFileError(f"{folder} has no {name}, so it is no model folder")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB, the limit for a JSON file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers with thousands of digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
@@ -120,21 +152,23 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         MissingFileError: If a shard is missing.
-        UserError: If the list of shards is damaged.
+        UserError: If the list of shards is damaged, or one of them lies elsewhere.
     """
     for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
+        weights = own_file(folder, name)
+        if weights is not None:
+            return [weights]
         index = f"{name}.index.json"
-        if (folder / index).is_file():
+        if own_file(folder, index) is not None:
             shards = read_config(folder, index).get("weight_map")
             if not isinstance(shards, dict):
                 raise UserError(f"{folder / index} has no weight_map, so it lists no weights")
-            files = [folder / str(shard) for shard in sorted(set(shards.values()))]
-            missing = [file.name for file in files if not file.is_file()]
+            names = sorted({str(shard) for shard in shards.values()})
+            files = {shard: own_file(folder, shard) for shard in names}
+            missing = [shard for shard, file in files.items() if file is None]
             if missing:
                 raise MissingFileError(f"{folder} lacks {len(missing)} of {len(files)} shards: {missing[0]}")
-            return files
+            return [file for file in files.values() if file is not None]
     return []
 
 
@@ -145,15 +179,89 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         MissingFileError: If there is no such file.
         UserError: If the file is damaged or holds anything but tensors.
     """
+    # Copied: what is mapped to a file changes with the file.
+    return {name: tensor.clone() for name, tensor in _open_pickle(path).items()}
+
+
+def _open_pickle(path: Path) -> dict[str, Tensor]:
+    """Open a tensor-only pickle, mapped to the file if it is of the format that PyTorch writes since 2020.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged or holds anything but tensors, or less of them than it says.
+    """
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        can_map = zipfile.is_zipfile(path)
+        if can_map:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise UserError(f"{path} is compressed, as PyTorch writes no weights; store it plainly")
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map or None)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged or unsafe pickle
         raise UserError(unreadable(path, error)) from None
-    if not isinstance(tensors, dict):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise UserError(f"{path} does not hold a dictionary of tensors")
+    _check_stored(path, tensors)
     return tensors
+
+
+def _check_stored(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that a pickle claims to be larger than what it stores, such as one number repeated.
+
+    Raises:
+        UserError: If their sizes are not those of the file; weights that two names share count for both.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise UserError(f"{path} does not store all numbers of {name}")
+    size, stored = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if size > 2 * stored:
+        raise UserError(f"{path} has {stored:,} bytes and claims to hold {size:,} bytes of weights")
+
+
+StoredWeight = Any
+"""A tensor, or a safetensors slice, which reads its tensor when it is indexed with ``[...]``."""
+
+
+def open_weights(folder: Path) -> dict[str, StoredWeight]:
+    """Open all weights of a whole model by name; they are read when they are used.
+
+    Raises:
+        MissingFileError: If the folder holds no weights.
+        UserError: If a file is damaged or holds anything but tensors.
+    """
+    return {name: one for path in _needed_weight_files(folder) for name, one in open_file(path).items()}
+
+
+def open_file(path: Path) -> dict[str, StoredWeight]:
+    """Open the weights of one file, as `open_weights` does for all files of a model."""
+    if path.suffix != ".safetensors":
+        return dict(_open_pickle(path))
+    try:
+        file = safe_open(path, framework="pt")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(unreadable(path, error)) from None
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of one file's weights.
+
+    Raises:
+        UserError: If it is damaged or holds anything but tensors.
+    """
+    return {name: shape_of(weight) for name, weight in open_file(path).items()}
+
+
+def shape_of(weight: StoredWeight) -> tuple[int, ...]:
+    """Return the shape of a weight from `open_weights`, without reading it."""
+    return tuple(weight.shape if isinstance(weight, Tensor) else weight.get_shape())
 
 
 def unreadable(path: Path, error: Exception) -> str:
@@ -171,11 +279,16 @@ def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator
         MissingFileError: If the folder holds no weights.
         UserError: If a file is damaged or holds anything but tensors.
     """
+    for path in _needed_weight_files(folder):
+        yield from iterate_file(path, prefixes)
+
+
+def _needed_weight_files(folder: Path) -> list[Path]:
+    """Return `weight_files`, of which there must be one."""
     files = weight_files(folder)
     if not files:
         raise MissingFileError(f"{folder} has no weights ({' or '.join(WEIGHT_FILES)})")
-    for path in files:
-        yield from iterate_file(path, prefixes)
+    return files
 
 
 def iterate_file(path: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:

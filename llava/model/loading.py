@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
-from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from llava.errors import MissingFileError, UserError
+from llava.model.adapter import ADAPTER_FILES, apply_adapter, read_adapter_config
+from llava.model.checkpoint_configs import read_generation_config, read_llava_config
 from llava.model.checkpoint_files import (
-    iterate_file,
+    StoredWeight,
     iterate_weights,
-    read_config,
+    open_weights,
+    own_file,
     read_tensors,
     resolve_folder,
+    shape_of,
     unreadable,
     weight_files,
 )
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.checkpoint_sizes import check_layers, check_shapes, warn_of_surplus
+from llava.model.language_model.llava_config import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import add_image_tokens, load_new_rows, load_projector
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.placement import Placement
@@ -37,14 +40,13 @@ from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
 TOWER = "model.vision_tower."
 NEWLINE = "model.image_newline"
+PROJECTOR = "mm_projector."
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 # What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
 QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
 
@@ -82,12 +84,12 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
     Raises:
         MissingFileError: If the folder holds none of the three.
     """
-    if any((folder / name).is_file() for name in ADAPTER_FILES):
+    if any(own_file(folder, name) for name in ADAPTER_FILES):
         return CheckpointKind.LORA
     # A whole model may also ship mm_projector.bin, so its weights are looked for first.
     if weight_files(folder):
         return CheckpointKind.FULL
-    if (folder / PROJECTOR_FILE).is_file():
+    if own_file(folder, PROJECTOR_FILE):
         return CheckpointKind.PROJECTOR
     raise MissingFileError(
         f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
@@ -123,83 +125,27 @@ def load_checkpoint(
     source = _language_model_folder(folder, kind, model_base)
     tokenizer = load_tokenizer(source)
     # A checkpoint beside a base may have more tokens than it: they are added below.
-    config.vocab_size = read_config(source).get("vocab_size", config.vocab_size)
-    model, missing = _load_weights(source, config, placement)
+    config.vocab_size = read_llava_config(source).vocab_size
+    beside = _weights_beside(folder, kind)
+    model = _load_weights(source, config, placement, beside, folder)
     if getattr(config, "mm_vision_tower", None) is not None:
         add_image_tokens(model, tokenizer, config)
-    trained: dict[str, torch.Tensor] = {}
     if kind is CheckpointKind.PROJECTOR:
-        missing -= _apply_projector(model, folder, tokenizer)
+        _apply_projector(model, folder, beside, tokenizer)
     if kind is CheckpointKind.LORA:
-        trained = _trained_beside_adapter(folder)
-        model = _apply_lora(model, folder, trained)
-        missing -= trained.keys()
-    _refuse_missing(missing, source if kind is CheckpointKind.FULL else folder)
+        model = _apply_lora(model, folder, beside)
     model.tokenizer = tokenizer
     tower = model.get_vision_tower()
     if tower is not None:
         # What a config names may lie beside it; what the user names is where the user is.
-        beside = folder if vision_tower is None else None
-        tower.load_model(beside=beside, device=model.input_device, dtype=placement.dtype)
+        neighbor = folder if vision_tower is None else None
+        tower.load_model(beside=neighbor, device=model.input_device, dtype=placement.dtype)
         _check_width(tower, config)
         if getattr(config, "unfreeze_mm_vision_tower", False):
             load_trained_tower(model, source)
-            _fill_tower(model, trained)
+            _fill_tower(model, beside, folder)
     context_length = getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
     return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
-
-
-def read_llava_config(
-    folder: Path, vision_tower: str | None = None, token_reduction: str | None = None
-) -> LlavaConfig:
-    """Read a checkpoint's config as a LLaVA config, whatever its ``model_type`` calls it.
-
-    Args:
-        folder: The checkpoint's.
-        vision_tower: Replaces ``mm_vision_tower``.
-        token_reduction: Replaces ``mm_vision_token_reduce_func``.
-
-    Raises:
-        MissingFileError: If there is no config.json.
-        UserError: If the model is of another family.
-    """
-    values = read_config(folder)
-    # transformers has a Llava of its own under the name "llava" (facts 10), so the type is read here and not
-    # by it.
-    model_type = values.pop("model_type", "llama")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UserError(
-            f"{folder} holds a model of type {model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
-    if "text_config" in values:
-        raise UserError(
-            f"{folder} is in transformers' own LLaVA format (text_config in config.json); use the original "
-            "checkpoint, for example liuhaotian/llava-v1.5-7b"
-        )
-    try:
-        config = LlavaConfig.from_dict(values)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is no Llama config: {error}") from None
-    if vision_tower is not None:
-        config.mm_vision_tower = vision_tower
-    if token_reduction is not None:
-        config.mm_vision_token_reduce_func = token_reduction
-    _check_vision_keys(config, folder)
-    return config
-
-
-def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
-    """Refuse a config that names a vision tower without what goes with it, or the reverse."""
-    if getattr(config, "mm_vision_tower", None):
-        for key in ("mm_vision_select_layer", "mm_hidden_size"):
-            if not isinstance(getattr(config, key, None), int):
-                raise UserError(
-                    f"{folder / 'config.json'} names a vision tower and lacks a whole number {key}"
-                )
-        return
-    reduction = getattr(config, "mm_vision_token_reduce_func", None)
-    if reduction not in (None, "none"):
-        raise UserError(f"token reduction {reduction!r} needs a vision tower, and {folder} has none")
 
 
 def _quantized_as_trained(placement: Placement, config: LlavaConfig) -> Placement:
@@ -225,7 +171,7 @@ def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str |
     if model_base is not None:
         return resolve_folder(model_base)
     if kind is CheckpointKind.LORA:
-        named = read_config(folder, "adapter_config.json").get("base_model_name_or_path")
+        named = read_adapter_config(folder).get("base_model_name_or_path")
         if named:
             return resolve_folder(named, beside=folder)
     raise UserError(
@@ -268,83 +214,132 @@ def load_language_model(source: Path, config: LlavaConfig, placement: Placement)
     Raises:
         UserError: If weights are damaged, missing or of another shape.
     """
-    model, missing = _load_weights(source, config, placement)
-    _refuse_missing(missing, source)
-    return model
-
-
-def _refuse_missing(names: set[str], folder: Path) -> None:
-    """Refuse to go on with weights that no file supplied."""
-    if names:
-        raise UserError(f"{folder} lacks {len(names)} weights of the model, the first is {min(names)}")
+    return _load_weights(source, config, placement, {}, source)
 
 
 def _load_weights(
-    source: Path, config: LlavaConfig, placement: Placement
-) -> tuple[LlavaLlamaForCausalLM, set[str]]:
-    """Load what a folder holds, and say which weights it does not hold.
+    source: Path,
+    config: LlavaConfig,
+    placement: Placement,
+    beside: dict[str, torch.Tensor],
+    checkpoint: Path,
+) -> LlavaLlamaForCausalLM:
+    """Build a model and load what a folder holds of it.
+
+    Args:
+        source: See `load_language_model`.
+        config: See there.
+        placement: See there.
+        beside: Weights from other files, with the names of the model; they are loaded later.
+        checkpoint: Folder of those, for messages.
 
     Raises:
-        UserError: If weights are damaged or of another shape.
+        UserError: If weights are damaged, missing or of another shape.
     """
+    weights = open_weights(source)
+    _check_fit(checkpoint, config, weights, beside)
+    if is_deepspeed_zero3_enabled():  # whose loader takes tensors only
+        weights = {name: weight[...] for name, weight in weights.items()}
     device_map = placement.device_map
     if device_map is None and (placement.device.type != "cpu" or placement.quantization is not None):
         device_map = {"": placement.device}
     try:
         with _quiet_transformers():
-            model, report = LlavaLlamaForCausalLM.from_pretrained(
-                source,
+            # The library gets weights and settings and never the folder, of which it would read more.
+            model = LlavaLlamaForCausalLM.from_pretrained(
+                None,
                 config=config,
+                state_dict=weights,
+                generation_config=read_generation_config(source),
                 dtype=placement.dtype,
                 device_map=device_map,
                 attn_implementation=placement.attn_implementation,
                 quantization_config=placement.quantization,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                weights_only=True,
             )
-    except (UnpicklingError, SafetensorError, EOFError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(unreadable(source, error)) from None
-    except RuntimeError as error:  # torch has no type of its own for a damaged file
-        if "PytorchStreamReader" not in str(error):
-            raise
-        raise UserError(unreadable(source, error)) from None
-    wrong = [
-        f"{name}: {tuple(found)} instead of {tuple(expected)}"
-        for name, found, expected in report["mismatched_keys"]
-    ]
-    if wrong:
-        raise UserError(f"{source} does not fit the config: {wrong[0]}")
-    return model, set(report["missing_keys"])
+    model.config.name_or_path = model.name_or_path = str(source)
+    if placement.quantization is not None:
+        _avoid_packing_odd_sizes(model)
+    return model
+
+
+def _avoid_packing_odd_sizes(model: LlavaLlamaForCausalLM) -> None:
+    """Leave 4-bit weights of unusual sizes as they are stored, which is slower and works on every CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 packs 4-bit weights anew at their first use, and fails where a
+    layer's inputs are no multiple of the quantization's block, or its outputs none of 32.
+    """
+    for layer in model.modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is not None and (layer.in_features % state.blocksize or layer.out_features % 32):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def _check_fit(
+    checkpoint: Path, config: LlavaConfig, weights: dict[str, StoredWeight], beside: dict[str, torch.Tensor]
+) -> None:
+    """Refuse a config that does not describe the weights of `_load_weights`; say which are not read.
+
+    Raises:
+        UserError: If weights are missing or of another shape.
+    """
+    shapes = {name: shape_of(weight) for name, weight in (beside | weights).items()}
+    check_layers(config.num_hidden_layers, shapes, "model.layers.", checkpoint)
+    surplus = check_shapes(LlavaLlamaForCausalLM, config, shapes, checkpoint)
+    # CLIP comes from its own folder, and old checkpoints store what is computed from the config.
+    known = {name for name in surplus if name.startswith(TOWER) or name.endswith("rotary_emb.inv_freq")}
+    warn_of_surplus(surplus - known - beside.keys(), checkpoint)
+
+
+def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tensor]:
+    """Read what a checkpoint has beside its base's weights, with the names that they have in the model."""
+    if kind is CheckpointKind.FULL:
+        return {}
+    file = PROJECTOR_FILE if kind is CheckpointKind.PROJECTOR else NON_LORA_FILE
+    stored = read_tensors(own_file(folder, file) or folder / file)
+    if kind is CheckpointKind.PROJECTOR:
+        # The names may carry any prefix.
+        return {
+            f"model.mm_projector.{name.split(PROJECTOR, 1)[1]}" if PROJECTOR in name else name: tensor
+            for name, tensor in stored.items()
+        }
+    trained = {name.removeprefix("base_model."): tensor for name, tensor in stored.items()}
+    if any(name.startswith("model.model.") for name in trained):
+        trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
+    return trained
 
 
 def _apply_projector(
-    model: LlavaLlamaForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> set[str]:
+    model: LlavaLlamaForCausalLM,
+    folder: Path,
+    stored: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines.
 
-    Returns:
-        Names of the weights supplied.
+    Args:
+        model: The base.
+        folder: The projector's.
+        stored: From `_weights_beside`.
+        tokenizer: Of the base.
     """
     path = folder / PROJECTOR_FILE
-    stored = read_tensors(path)
     load_projector(model.get_model().mm_projector, stored, path)
     if getattr(model.config, "mm_use_im_start_end", False):
         load_new_rows(model.get_input_embeddings().weight.data, stored, path, tokenizer, all_rows=True)
-    newline = {name: tensor for name, tensor in stored.items() if name == NEWLINE}
-    model.load_state_dict(newline, strict=False)
-    return {name for name in model.state_dict() if "mm_projector." in name} | newline.keys()
+    _fill(model, {name: tensor for name, tensor in stored.items() if name == NEWLINE}, path)
 
 
 def _apply_lora(
     model: LlavaLlamaForCausalLM, folder: Path, trained: dict[str, torch.Tensor]
 ) -> LlavaLlamaForCausalLM:
-    """Load what was trained beside the adapter, then the adapter, and merge it where the weights are whole.
+    """Load what was trained beside the adapter, then the adapter.
 
     Args:
         model: The base.
         folder: The adapter's.
-        trained: From `_trained_beside_adapter`.
+        trained: From `_weights_beside`.
 
     Returns:
         The model.
@@ -352,35 +347,25 @@ def _apply_lora(
     Raises:
         UserError: If peft is not installed or the files do not fit.
     """
-    if find_spec("peft") is None:
-        raise UserError("LoRA checkpoints need peft: pip install 'llava[train]'")
-    from peft import PeftModel
-
     # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
     trained = {name: value for name, value in trained.items() if TOWER not in name}
-    adapter = next(path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file())
-    if any("vision_tower." in name for name, _ in iterate_file(adapter)):
-        raise UserError(
-            f"{folder} adapts the vision tower; only adapters of the language model are supported"
-        )
     _match_vocabulary(model, trained)
-    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
+    unexpected = _fill(model, trained, folder / NON_LORA_FILE)
     if unexpected:
         raise UserError(f"{folder / NON_LORA_FILE} holds weights of no part of the model: {unexpected[0]}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        adapted = PeftModel.from_pretrained(model, str(folder))  # changes the model itself
-    # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
-    return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+    return apply_adapter(model, folder)
 
 
-def _trained_beside_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """Read ``non_lora_trainables.bin``, with the names that the weights have in the model."""
-    trained = read_tensors(folder / NON_LORA_FILE)
-    trained = {name.removeprefix("base_model."): tensor for name, tensor in trained.items()}
-    if any(name.startswith("model.model.") for name in trained):
-        trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
-    return trained
+def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> list[str]:
+    """Copy weights into a module that may have more of them; return the names of those that it has not.
+
+    Raises:
+        UserError: If one is of another shape.
+    """
+    try:
+        return module.load_state_dict(weights, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this model: {' '.join(str(error).split())}") from None
 
 
 def _match_vocabulary(model: LlavaLlamaForCausalLM, trained: dict[str, torch.Tensor]) -> None:
@@ -392,14 +377,14 @@ def _match_vocabulary(model: LlavaLlamaForCausalLM, trained: dict[str, torch.Ten
 
 def load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
     """Overwrite CLIP's weights by those that a checkpoint trained itself (``unfreeze_mm_vision_tower``)."""
-    _fill_tower(model, dict(iterate_weights(folder, (TOWER,))))
+    _fill_tower(model, dict(iterate_weights(folder, (TOWER,))), folder)
 
 
-def _fill_tower(model: LlavaLlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
+def _fill_tower(model: LlavaLlamaForCausalLM, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy into the loaded tower what ``weights`` have of it, under the names of checkpoints."""
     tower = model.get_vision_tower()
     assert tower is not None
     own = tower.state_dict()
     named = {name.removeprefix(TOWER): tensor for name, tensor in weights.items() if name.startswith(TOWER)}
-    tower.load_state_dict({name: tensor for name, tensor in named.items() if name in own}, strict=False)
+    _fill(tower, {name: tensor for name, tensor in named.items() if name in own}, path)
     tower.forget_texts()

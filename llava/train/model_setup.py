@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
+from llava.model.checkpoint_configs import read_llava_config
 from llava.model.checkpoint_files import name_elsewhere, resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import (
@@ -20,7 +21,6 @@ from llava.model.loading import (
     checkpoint_kind,
     load_language_model,
     load_trained_tower,
-    read_llava_config,
 )
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle
-from llava.model.checkpoint_files import resolve_folder
+from llava.model.checkpoint_configs import read_clip_configs
+from llava.model.checkpoint_files import own_file, resolve_folder
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.tokenizer import load_tokenizer
+from llava.tokenizer import load_clip_tokenizer, load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments
 from llava.train.data import count_words, encode_record
 from llava.train.model_setup import read_base
@@ -158,10 +159,12 @@ def read_clip(folder: Path) -> Clip:
     """Read what decides about lengths from CLIP's folder; no weights are loaded."""
     tower = CLIPVisionTower(str(folder), SimpleNamespace(mm_vision_select_layer=-2), delay_load=True)
     # Without its files transformers would make a tokenizer that knows no words.
-    files = {path.name for path in folder.iterdir()}
-    has_tokenizer = "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files
+    has_tokenizer = own_file(folder, "tokenizer.json") or (
+        own_file(folder, "vocab.json") and own_file(folder, "merges.txt")
+    )
+    text = read_clip_configs(folder)[1]
     return Clip(
         patches=tower.num_patches,
-        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if has_tokenizer else None,
-        limit=CLIPConfig.from_pretrained(folder).text_config.max_position_embeddings,
+        tokenizer=load_clip_tokenizer(folder) if has_tokenizer else None,
+        limit=text.max_position_embeddings if text else CLIPTextConfig().max_position_embeddings,
     )

@@ -116,7 +116,7 @@ def test_projector_only_with_base(checkpoint_copy, base, loaded):
     with pytest.raises(UserError, match="--model-base"):
         load(folder)
     torch.save({name: tensor[:3] for name, tensor in projector.items()}, folder / "mm_projector.bin")
-    with pytest.raises(UserError, match="does not fit this model's projector"):
+    with pytest.raises(UserError, match="does not fit the config: model.mm_projector"):
         load(folder, base)
 
 
@@ -148,7 +148,8 @@ def test_lora_with_base(checkpoint_copy, base, loaded):
     assert not torch.allclose(expected, logits(loaded[1]), atol=1e-3)
     assert merged.get_vision_tower().vision_tower.visual_projection.weight.abs().sum() > 0
 
-    torch.save({"base_model.model.model.nothing.weight": torch.ones(1)}, folder / "non_lora_trainables.bin")
+    nothing = {"base_model.model.model.nothing.weight": torch.ones(1)}
+    torch.save(trained | nothing, folder / "non_lora_trainables.bin")
     with pytest.raises(UserError, match="no part of the model: model.nothing.weight"):
         load(folder, base)
 

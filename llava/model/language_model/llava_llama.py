@@ -7,17 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.splice import Question
-
-
-class LlavaConfig(LlamaConfig):
-    """A Llama config with LLaVA's ``mm_*`` keys."""
-
-    model_type = "llava_llama"
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):

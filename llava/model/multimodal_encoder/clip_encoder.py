@@ -16,9 +16,6 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
@@ -28,7 +25,9 @@ from transformers import (
 from transformers.modeling_utils import set_zero3_state
 
 from llava.errors import MissingFileError, UserError
-from llava.model.checkpoint_files import iterate_weights, read_config, resolve_folder
+from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
+from llava.model.checkpoint_files import StoredWeight, open_weights, own_file, resolve_folder, shape_of
+from llava.model.checkpoint_sizes import check_layers, check_shapes
 from llava.model.multimodal_encoder.token_reduction import (
     Reducer,
     ReducerInputs,
@@ -38,9 +37,11 @@ from llava.model.multimodal_encoder.token_reduction import (
     patch_scores,
 )
 from llava.model.splice import Question
+from llava.tokenizer import load_clip_tokenizer
 
 logger = logging.getLogger(__name__)
 
+ATTENTION = "sdpa"  # never what a config names, which may be a kernel on a hub
 SELECT_FEATURES = ("patch", "cls_patch")
 REMEMBERED_TEXTS = 4096  # embeddings of the last distinct questions; at 768 floats each, 12 MiB
 
@@ -118,12 +119,10 @@ class CLIPVisionTower(nn.Module):
             )
         self.folder = self._find_folder(beside)
         self._require("preprocessor_config.json")
-        self.image_processor = CLIPImageProcessorPil.from_pretrained(self.folder)
-        vision, text = _read_clip_configs(self.folder)
-        vision.num_hidden_layers = _layers_to_run(self.select_layer, vision.num_hidden_layers)
-        self._text_config = text
-        prefixes = ("",) if text is None else ("vision_model.", "visual_projection.")
-        self.vision_tower = _load_half(CLIPVisionModelWithProjection, vision, self.folder, prefixes)
+        self.image_processor = read_image_processor(self.folder)
+        vision, self._text_config = read_clip_configs(self.folder)
+        self._check_crop(vision.image_size)
+        self.vision_tower = _load_vision_half(vision, self.select_layer, self.folder)
         self.vision_tower.to(device=device, dtype=dtype)
         self.text_tower = None
         self.is_loaded = True
@@ -141,8 +140,21 @@ class CLIPVisionTower(nn.Module):
 
     def _require(self, name: str) -> None:
         """Refuse a CLIP folder without a file of this name."""
-        if not (self.folder / name).is_file():
+        if own_file(self.folder, name) is None:
             raise MissingFileError(f"the CLIP folder {self.folder} has no {name}")
+
+    def _check_crop(self, side: int) -> None:
+        """Refuse a preprocessor whose images are not of the side, in pixels, that the vision half sees.
+
+        Raises:
+            UserError: If they are not.
+        """
+        crop = self.image_processor.crop_size
+        if (crop["height"], crop["width"]) != (side, side):
+            raise UserError(
+                f"{self.folder / 'preprocessor_config.json'} makes images of {crop['width']} x "
+                f"{crop['height']} pixels, and this CLIP sees {side} x {side}"
+            )
 
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
         """Change the reducer, loading CLIP's text half if it is the first to ask for it.
@@ -160,14 +172,12 @@ class CLIPVisionTower(nn.Module):
             raise UserError(
                 f"the token reduction reads the question with CLIP's text half, which {self.folder} lacks"
             )
-        if not (self.folder / "tokenizer.json").is_file():
+        if own_file(self.folder, "tokenizer.json") is None:
             # transformers would make a tokenizer that knows no words, to which all questions are the same.
             self._require("vocab.json")
             self._require("merges.txt")
-        self.text_tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        self.text_tower = _load_half(
-            CLIPTextModelWithProjection, self._text_config, self.folder, ("text_model.", "text_projection.")
-        )
+        self.text_tokenizer = load_clip_tokenizer(self.folder)
+        self.text_tower = _load_text_half(self._text_config, self.folder)
         self.text_tower.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
@@ -299,7 +309,7 @@ class CLIPVisionTower(nn.Module):
         """CLIP's vision config, read from its folder if the tower is not loaded."""
         if self.is_loaded:
             return self.vision_tower.config
-        return _read_clip_configs(self._find_folder(None))[0]
+        return read_clip_configs(self._find_folder(None))[0]
 
     @property
     def dummy_feature(self) -> Tensor:
@@ -355,49 +365,51 @@ def _layers_to_run(select_layer: int, layers: int) -> int:
     return count
 
 
-def _read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
-    """Read the configs of CLIP's vision and text halves; None for a text half that the folder lacks.
+def _load_vision_half(
+    config: CLIPVisionConfig, select_layer: int, folder: Path
+) -> CLIPVisionModelWithProjection:
+    """Load CLIP's vision half up to the layer that is read; ``config`` becomes that of this part."""
+    halves = ("vision_model.", "visual_projection.", "text_", "logit_scale")
+    weights = {
+        # A vision half that was saved alone lacks the prefix of its half.
+        name if name.startswith(halves) else f"vision_model.{name}": weight
+        for name, weight in open_weights(folder).items()
+    }
+    check_layers(config.num_hidden_layers, weights, "vision_model.encoder.layers.", folder)
+    config.num_hidden_layers = _layers_to_run(select_layer, config.num_hidden_layers)
+    if "visual_projection.weight" not in weights:
+        # Only a reducer reads the projection, and none can without the text half.
+        config.projection_dim = 1
+        weights["visual_projection.weight"] = torch.zeros(1, config.hidden_size)
+    return _load_half(CLIPVisionModelWithProjection, config, weights, folder)
 
-    Raises:
-        UserError: If the folder holds something else than CLIP.
-    """
-    model_type = read_config(folder).get("model_type")
-    if model_type == "clip_vision_model":
-        return CLIPVisionConfig.from_pretrained(folder), None
-    if model_type != "clip":
-        raise UserError(
-            f"{folder} holds a model of type {model_type!r}; the vision tower is a CLIP model ('clip')"
-        )
-    config = CLIPConfig.from_pretrained(folder)
-    config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
-    return config.vision_config, config.text_config
+
+def _load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithProjection:
+    """Load CLIP's text half."""
+    weights = open_weights(folder)
+    check_layers(config.num_hidden_layers, weights, "text_model.encoder.layers.", folder)
+    return _load_half(CLIPTextModelWithProjection, config, weights, folder)
 
 
 def _load_half(
-    model_class: type[PreTrainedModel], config: Any, folder: Path, prefixes: tuple[str, ...]
+    model_class: type[PreTrainedModel], config: Any, weights: dict[str, StoredWeight], folder: Path
 ) -> PreTrainedModel:
-    """Build one half of CLIP and fill it from the folder's weights, frozen and in float32 or its stored type.
+    """Build one half of CLIP and fill it from stored weights, frozen and in their stored type.
+
+    Args:
+        model_class: The half.
+        config: Of the half.
+        weights: From `open_weights`, under the names of the half; others are left.
+        folder: CLIP's, for messages.
 
     Raises:
-        UserError: If weights are missing.
+        UserError: If weights are missing or of another shape.
     """
+    surplus = check_shapes(
+        model_class, config, {name: shape_of(weight) for name, weight in weights.items()}, folder
+    )
     # The second context keeps ZeRO-3 from splitting it, see `LlavaMetaModel.hold_tower_apart`.
     with init_empty_weights(include_buffers=False), set_zero3_state():
-        model = model_class._from_config(config)
-    expected = model.state_dict()
-    weights = {}
-    for stored, tensor in iterate_weights(folder, prefixes):
-        # A vision half that was saved alone lacks the prefix of its half.
-        name = stored if stored in expected else f"vision_model.{stored}"
-        if name in expected:
-            weights[name] = tensor
-    if isinstance(model, CLIPVisionModelWithProjection) and prefixes == ("",):
-        # Only a reducer reads the projection, and none can without the text half.
-        weights.setdefault("visual_projection.weight", torch.zeros(config.projection_dim, config.hidden_size))
-    missing = sorted(expected.keys() - weights.keys())
-    if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, the first is {missing[0]}"
-        )
-    model.load_state_dict(weights, assign=True)
+        model = model_class._from_config(config, attn_implementation=ATTENTION)
+    model.load_state_dict({name: weights[name][...] for name in weights.keys() - surplus}, assign=True)
     return model.requires_grad_(False).eval()

@@ -1,0 +1,160 @@
+"""LoRA adapters beside a base: the layers of one are read from its weights, and its config is not trusted."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llava.errors import UserError
+from llava.model.checkpoint_configs import COUNT, FLAG, NUMBER, TEXT, Kind, pick
+from llava.model.checkpoint_files import own_file, read_config, read_shapes
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+WRAPPER = "base_model.model."  # what peft puts in front of the names of the model's modules
+
+_NAME = re.compile(r"\^?[\w.]+")  # peft reads names as regular expressions; a stranger's may take for ever
+
+
+def _is_pattern(kind: Kind) -> Kind:
+    return (
+        f"an object with names of layers, and {kind[0]} for each",
+        lambda value: (
+            isinstance(value, dict)
+            and all(_NAME.fullmatch(name) and kind[1](one) for name, one in value.items())
+        ),
+    )
+
+
+# What is handed on to peft. Which layers have an adapter is read from the weights.
+ADAPTER_KEYS: dict[str, Kind] = {
+    "base_model_name_or_path": TEXT,
+    "peft_type": ("LORA", lambda value: value == "LORA"),
+    "task_type": ("CAUSAL_LM", lambda value: value == "CAUSAL_LM"),
+    "r": COUNT,
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), NUMBER),
+    "rank_pattern": _is_pattern(COUNT),
+    "alpha_pattern": _is_pattern(NUMBER),
+    **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"), FLAG),
+    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
+    "modules_to_save": (
+        "a list of names of layers",
+        lambda value: (
+            isinstance(value, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value)
+        ),
+    ),
+    # The others change the base's weights too.
+    "init_lora_weights": ('true, false or "gaussian"', lambda value: value in (True, False, "gaussian")),
+}
+# What says nothing about an adapter that has been trained.
+IRRELEVANT_KEYS = {
+    *("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules"),
+    *("inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config"),
+    *("peft_version", "revision", "runtime_config", "target_modules"),
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read what an adapter's config says and this loader believes.
+
+    Raises:
+        MissingFileError: If there is no adapter_config.json.
+        UserError: If it asks for anything that is not supported.
+    """
+    path, values = folder / ADAPTER_CONFIG, read_config(folder, ADAPTER_CONFIG)
+    defaults = _defaults()
+    for key in sorted(values.keys() - ADAPTER_KEYS.keys() - IRRELEVANT_KEYS):
+        if values[key] and values[key] != defaults.get(key):
+            raise UserError(
+                f"{path} sets {key} to {str(values[key])[:80]!r}, which is not supported; accepted are plain "
+                f"LoRA adapters with {', '.join(ADAPTER_KEYS)}"
+            )
+    return pick(values, ADAPTER_KEYS, path, "config of a LoRA adapter")
+
+
+def _defaults() -> dict[str, Any]:
+    """Return what a LoRA config says if nothing was chosen.
+
+    Raises:
+        UserError: If peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise UserError("LoRA checkpoints need peft: pip install 'llava[train]'")
+    from peft import LoraConfig
+
+    return LoraConfig().to_dict()
+
+
+def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCausalLM:
+    """Load an adapter, and merge it where the weights are not quantized.
+
+    Args:
+        model: The base, changed in place.
+        folder: The adapter's.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If peft is not installed or the adapter does not fit.
+    """
+    config = read_adapter_config(folder)
+    file = next(path for path in (own_file(folder, name) for name in ADAPTER_FILES) if path is not None)
+    targets = _adapted_layers(file, model, config)
+
+    from peft import LoraConfig, PeftModel
+
+    given = {key: value for key, value in config.items() if value is not None}
+    lora = LoraConfig(**{**given, "target_modules": targets, "task_type": "CAUSAL_LM"})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            # With a config of ours, peft reads none by itself.
+            adapted = PeftModel.from_pretrained(model, str(folder), config=lora)  # changes the model itself
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"the adapter {file} does not fit its base: {' '.join(str(error).split())}") from None
+    # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
+    return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+
+
+def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, Any]) -> list[str]:
+    """Return the full names of the layers for which an adapter has weights.
+
+    Raises:
+        UserError: If there are none, the model lacks them, or their rank is not that of the config.
+    """
+    shapes = read_shapes(file)
+    if any("vision_tower." in name for name in shapes):
+        raise UserError(
+            f"{file.parent} adapts the vision tower; only adapters of the language model are supported"
+        )
+    first = ".lora_A.weight"
+    ranks = {
+        name.removeprefix(WRAPPER).removesuffix(first): shape[0]
+        for name, shape in shapes.items()
+        if name.endswith(first) and shape
+    }
+    unknown = sorted(ranks.keys() - dict(model.named_modules()).keys())
+    if not ranks or unknown:
+        raise UserError(
+            f"{file} holds no adapter of this model's layers{f': {unknown[0]}' if unknown else ''}"
+        )
+    for layer, rank in ranks.items():
+        if f"{WRAPPER}{layer}.lora_B.weight" not in shapes:
+            raise UserError(f"{file} lacks the second half of the adapter of {layer} (lora_B)")
+        expected = _expected_rank(layer, config)
+        if rank != expected:
+            raise UserError(f"{file} has rank {rank} for {layer}, and {ADAPTER_CONFIG} says {expected}")
+    return sorted(ranks)
+
+
+def _expected_rank(layer: str, config: dict[str, Any]) -> int:
+    """Return the rank that a config gives to a layer: a name in a pattern is the end of the layer's name."""
+    for name, rank in (config.get("rank_pattern") or {}).items():
+        if layer == name.removeprefix("^") or (name[0] != "^" and layer.endswith(f".{name}")):
+            return rank
+    return config.get("r") or _defaults()["r"]

@@ -1,0 +1,368 @@
+"""The settings of a stranger's checkpoint: known keys with values of known kinds, and nothing else.
+
+Libraries act on much of what their config files may say: they import modules, fetch kernels from a hub, and
+build layers and labels of any number. So no library reads a checkpoint's JSON files by itself. They are read
+here, the keys of the tables below are taken over, and the library's object is made from those; every other
+key means nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+from transformers.activations import ACT2FN
+
+from llava.errors import UserError
+from llava.model.checkpoint_files import own_file, read_config
+from llava.model.language_model.llava_config import LlavaConfig
+
+SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
+MAX_PIXELS_PER_SIDE = 4096  # of what a checkpoint may have an image resized to
+SIDES = {"height", "width", "shortest_edge"}
+
+Kind = tuple[str, Callable[[Any], bool]]
+"""What a value has to be, in words, and the test."""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list_of(kind: Kind, most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind[1], value))
+
+
+FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
+TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+WHOLE: Kind = ("a whole number", _is_whole)
+COUNT: Kind = ("a whole number above 0", lambda value: _is_whole(value) and value > 0)
+NUMBER: Kind = ("a number", _is_number)
+NUMBERS: Kind = ("a list of numbers", _is_list_of(NUMBER, 4096))
+TOKEN_IDS: Kind = (
+    "a token id or a list of them",
+    lambda value: _is_whole(value) or _is_list_of(WHOLE, 64)(value),
+)
+COLOR: Kind = ("three numbers", lambda value: NUMBERS[1](value) and len(value) == 3)
+ACTIVATION: Kind = ("an activation function's name", lambda value: isinstance(value, str) and value in ACT2FN)
+DTYPE: Kind = ("a dtype's name", lambda value: isinstance(value, str) and _dtype_named(value))
+SIDE: Kind = (
+    f"a number of pixels up to {MAX_PIXELS_PER_SIDE}, or height and width of that size",
+    lambda value: (
+        _is_side(value)
+        or (isinstance(value, dict) and value.keys() <= SIDES and all(map(_is_side, value.values())))
+    ),
+)
+
+
+def _is_side(value: Any) -> bool:
+    return _is_whole(value) and 0 < value <= MAX_PIXELS_PER_SIDE
+
+
+def _dtype_named(value: str) -> bool:
+    return isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+
+
+# Tokens have ids below this, so that a table of them fits in memory.
+MAX_TOKENS = 2**22
+TOKEN_ID: Kind = (
+    f"a token's id, below {MAX_TOKENS}",
+    lambda value: _is_whole(value) and 0 <= value < MAX_TOKENS,
+)
+TOKEN_FIELDS = {"content", "lstrip", "rstrip", "single_word", "normalized", "special", "__type"}
+TOKEN: Kind = (
+    "a token: its text, or an object with content, lstrip, rstrip, single_word, normalized and special",
+    lambda value: (
+        isinstance(value, str)
+        or (
+            isinstance(value, dict) and isinstance(value.get("content"), str) and value.keys() <= TOKEN_FIELDS
+        )
+    ),
+)
+TOKENS: Kind = ("a list of tokens", _is_list_of(TOKEN, 4096))
+
+
+def _is_token_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key.isdecimal() and len(key) < 8 and TOKEN_ID[1](int(key)) and TOKEN[1](token)
+        for key, token in value.items()
+    )
+
+
+def _each(names: str, kind: Kind) -> dict[str, Kind]:
+    """Make a table of names, which are separated by spaces, that are all of one kind."""
+    return dict.fromkeys(names.split(), kind)
+
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+ROPE_KEYS: dict[str, Kind] = {
+    **_each("rope_type type", (f"one of {', '.join(ROPE_TYPES)}", lambda value: value in ROPE_TYPES)),
+    **_each("short_factor long_factor", NUMBERS),
+    **_each(
+        "rope_theta factor attention_factor beta_fast beta_slow low_freq_factor high_freq_factor", NUMBER
+    ),
+    **_each("mscale mscale_all_dim partial_rotary_factor", NUMBER),
+    "original_max_position_embeddings": COUNT,
+    "truncate": FLAG,
+}
+ROPE: Kind = (
+    f"an object with the keys {', '.join(ROPE_KEYS)}",
+    lambda value: (
+        isinstance(value, dict)
+        and all(key in ROPE_KEYS and ROPE_KEYS[key][1](one) for key, one in value.items() if one is not None)
+    ),
+)
+
+LANGUAGE_MODEL_KEYS: dict[str, Kind] = {
+    **_each("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads", COUNT),
+    **_each("num_key_value_heads head_dim max_position_embeddings pretraining_tp", COUNT),
+    **_each("use_cache tie_word_embeddings attention_bias mlp_bias", FLAG),
+    **_each("initializer_range rms_norm_eps attention_dropout rope_theta", NUMBER),
+    **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
+    **_each("rope_scaling rope_parameters", ROPE),
+    **_each("dtype torch_dtype", DTYPE),
+    "hidden_act": ACTIVATION,
+}
+LLAVA_KEYS: dict[str, Kind] = {
+    **_each("mm_vision_tower vision_tower mm_vision_select_feature mm_vision_token_reduce_func", TEXT),
+    **_each("mm_projector_type mm_patch_merge_type image_aspect_ratio tokenizer_padding_side", TEXT),
+    **_each("conv_template bnb_4bit_quant_type", TEXT),
+    **_each("mm_use_im_start_end mm_use_im_patch_token tune_mm_mlp_adapter freeze_mm_mlp_adapter", FLAG),
+    **_each("unfreeze_mm_vision_tower use_mm_proj bnb_4bit_use_double_quant s2", FLAG),
+    **_each("mm_hidden_size max_sequence_length tokenizer_model_max_length", COUNT),
+    "mm_vision_select_layer": WHOLE,
+    "mm_projector_lr": NUMBER,
+    "image_grid_pinpoints": (
+        f"a list of at most 64 pairs of pixels, width and height up to {MAX_PIXELS_PER_SIDE}",
+        lambda value: are_pinpoints(value),  # noqa: PLW0108 - defined below
+    ),
+}
+GENERATION_KEYS: dict[str, Kind] = {
+    **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
+    **_each("max_length max_new_tokens min_length min_new_tokens top_k no_repeat_ngram_size", WHOLE),
+    **_each("num_beams num_return_sequences", COUNT),
+    **_each("temperature top_p min_p typical_p repetition_penalty length_penalty", NUMBER),
+    **_each("do_sample use_cache early_stopping", FLAG),
+}
+_TRANSFORMER_KEYS: dict[str, Kind] = {
+    **_each("hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim", COUNT),
+    **_each("layer_norm_eps attention_dropout initializer_range initializer_factor", NUMBER),
+    "hidden_act": ACTIVATION,
+}
+CLIP_TEXT_KEYS: dict[str, Kind] = {
+    **_TRANSFORMER_KEYS,
+    **_each("vocab_size max_position_embeddings", COUNT),
+    **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
+}
+CLIP_VISION_KEYS: dict[str, Kind] = {
+    **_TRANSFORMER_KEYS,
+    **_each("num_channels image_size patch_size", COUNT),
+}
+CLIP_KEYS: dict[str, Kind] = {
+    "projection_dim": COUNT,
+    **_each("initializer_factor logit_scale_init_value", NUMBER),
+}
+TOKENIZER_KEYS: dict[str, Kind] = {
+    **_each("bos_token eos_token unk_token pad_token cls_token sep_token mask_token", TOKEN),
+    **_each("additional_special_tokens extra_special_tokens", TOKENS),
+    **_each("add_bos_token add_eos_token add_prefix_space clean_up_tokenization_spaces legacy", FLAG),
+    **_each("split_special_tokens spaces_between_special_tokens do_lower_case", FLAG),
+    **_each("padding_side truncation_side", ("left or right", lambda value: value in ("left", "right"))),
+    "added_tokens_decoder": ("an object with a token for each id", _is_token_table),
+    "model_max_length": NUMBER,
+    "tokenizer_class": TEXT,  # which of the known ones; no other is looked for
+}
+# Old configs say the same twice, and what ends in _dict wins.
+HALVES = _each(
+    "text_config text_config_dict vision_config vision_config_dict",
+    ("an object", lambda value: isinstance(value, dict)),
+)
+IMAGE_PROCESSOR_KEYS: dict[str, Kind] = {
+    **_each("do_resize do_center_crop do_rescale do_normalize do_convert_rgb", FLAG),
+    **_each("size crop_size", SIDE),
+    **_each("image_mean image_std", COLOR),
+    "rescale_factor": NUMBER,
+    "resample": ("a whole number from 0 to 5", lambda value: _is_whole(value) and 0 <= value <= 5),
+}
+
+
+def are_pinpoints(value: Any) -> bool:
+    """Whether a value is a list of resolutions that an image may be resized to, or such a list as text."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value) if len(value) < MAX_PIXELS_PER_SIDE else None
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return False
+    return (
+        isinstance(value, list | tuple)
+        and 0 < len(value) <= 64
+        and all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_side, pair)) for pair in value
+        )
+    )
+
+
+def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, what: str) -> dict[str, Any]:
+    """Take over the accepted keys of a config and leave the others.
+
+    Args:
+        values: The config.
+        accepted: What each accepted key has to be; null is always accepted.
+        path: The file, for messages.
+        what: What the file should be, for messages.
+
+    Raises:
+        UserError: If a value is of another kind.
+    """
+    for key in values.keys() & accepted.keys():
+        words, fits = accepted[key]
+        if values[key] is not None and not fits(values[key]):
+            raise UserError(f"{path} is no {what}: {key} is {str(values[key])[:80]!r}; accepted: {words}")
+    return {key: value for key, value in values.items() if key in accepted}
+
+
+def _build(
+    config_class: type[PreTrainedConfig], values: dict[str, Any], accepted: Mapping[str, Kind], path: Path
+) -> Any:
+    """Make transformers' config of the accepted keys.
+
+    Raises:
+        UserError: If a value is refused, here or by transformers.
+    """
+    what = "CLIP config" if config_class.model_type.startswith("clip") else "Llama config"
+    try:
+        return config_class.from_dict(pick(values, accepted, path, what))
+    except UserError:
+        raise
+    except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is no {what}: {error}") from None
+
+
+def read_llava_config(
+    folder: Path, vision_tower: str | None = None, token_reduction: str | None = None
+) -> LlavaConfig:
+    """Read a checkpoint's config as a LLaVA config, whatever its ``model_type`` calls it.
+
+    Args:
+        folder: The checkpoint's.
+        vision_tower: Replaces ``mm_vision_tower``.
+        token_reduction: Replaces ``mm_vision_token_reduce_func``.
+
+    Raises:
+        MissingFileError: If there is no config.json.
+        UserError: If the model is of another family.
+    """
+    values, path = read_config(folder), folder / "config.json"
+    # transformers has a Llava of its own under the name "llava" (facts 10), so the type is read here and not
+    # by it.
+    model_type = values.get("model_type", "llama")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise UserError(
+            f"{folder} holds a model of type {model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    if "text_config" in values:
+        raise UserError(
+            f"{folder} is in transformers' own LLaVA format (text_config in config.json); use the original "
+            "checkpoint, for example liuhaotian/llava-v1.5-7b"
+        )
+    if values.get("quantization_config"):
+        raise UserError(
+            f"{folder} holds weights that were quantized before they were stored (quantization_config in "
+            "config.json); use the original checkpoint, with --load-4bit or --load-8bit if need be"
+        )
+    config = _build(LlavaConfig, values, LANGUAGE_MODEL_KEYS | LLAVA_KEYS, path)
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(
+            f"{path} is no Llama config: {config.num_attention_heads} attention heads cannot share "
+            f"{config.num_key_value_heads} of keys and values"
+        )
+    if vision_tower is not None:
+        config.mm_vision_tower = vision_tower
+    if token_reduction is not None:
+        config.mm_vision_token_reduce_func = token_reduction
+    _check_vision_keys(config, folder)
+    return config
+
+
+def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
+    """Refuse a config that names a vision tower without what goes with it, or the reverse."""
+    if getattr(config, "mm_vision_tower", None):
+        for key in ("mm_vision_select_layer", "mm_hidden_size"):
+            if not isinstance(getattr(config, key, None), int):
+                raise UserError(
+                    f"{folder / 'config.json'} names a vision tower and lacks a whole number {key}"
+                )
+        return
+    reduction = getattr(config, "mm_vision_token_reduce_func", None)
+    if reduction not in (None, "none"):
+        raise UserError(f"token reduction {reduction!r} needs a vision tower, and {folder} has none")
+
+
+def read_generation_config(folder: Path) -> GenerationConfig:
+    """Read how a language model generates by default, from generation_config.json or else from config.json.
+
+    Raises:
+        UserError: If a value is of a kind that it cannot be.
+    """
+    name = "generation_config.json" if own_file(folder, "generation_config.json") else "config.json"
+    values = pick(read_config(folder, name), GENERATION_KEYS, folder / name, "generation config")
+    return GenerationConfig(**{key: value for key, value in values.items() if value is not None})
+
+
+def read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
+    """Read the configs of CLIP's vision and text halves; None for a text half that the folder lacks.
+
+    Raises:
+        UserError: If the folder holds something else than CLIP.
+    """
+    values, path = read_config(folder), folder / "config.json"
+    model_type = values.get("model_type")
+    if model_type == "clip_vision_model":
+        return _build(CLIPVisionConfig, values, CLIP_VISION_KEYS, path), None
+    if model_type != "clip":
+        raise UserError(
+            f"{folder} holds a model of type {model_type!r}; the vision tower is a CLIP model ('clip')"
+        )
+    config = _build(CLIPConfig, {**values, **_halves(values, path)}, CLIP_KEYS | HALVES, path)
+    config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+    return config.vision_config, config.text_config
+
+
+def _halves(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Take over the accepted keys of the configs of CLIP's halves."""
+    return {
+        key: pick(
+            values[key], CLIP_TEXT_KEYS if key.startswith("text") else CLIP_VISION_KEYS, path, "CLIP config"
+        )
+        for key in HALVES
+        if isinstance(values.get(key), dict)
+    }
+
+
+def read_image_processor(folder: Path) -> CLIPImageProcessorPil:
+    """Read how CLIP's images are prepared.
+
+    Raises:
+        MissingFileError: If there is no preprocessor_config.json.
+        UserError: If a value is of a kind that it cannot be.
+    """
+    name = "preprocessor_config.json"
+    values = pick(read_config(folder, name), IMAGE_PROCESSOR_KEYS, folder / name, "CLIP image processor")
+    return CLIPImageProcessorPil(**{key: value for key, value in values.items() if value is not None})

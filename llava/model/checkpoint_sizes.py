@@ -1,0 +1,89 @@
+"""Comparing what a config asks for with what is stored, before anything of that size is built.
+
+A stranger's config may ask for a trillion layers; those that are stored can be counted. A model of any width
+costs nothing on PyTorch's meta device.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
+
+from llava.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Weights by name, without their values."""
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """Count the layers whose weights are stored under ``<prefix><index>.``."""
+    pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,9}})\.")
+    return len({match[1] for match in map(pattern.match, names) if match})
+
+
+def check_layers(asked_for: int, names: Iterable[str], prefix: str, folder: Path) -> None:
+    """Refuse a config whose number of layers is not that of the stored ones.
+
+    Args:
+        asked_for: ``num_hidden_layers``.
+        names: Of what is stored.
+        prefix: What comes before a layer's index in the names.
+        folder: The checkpoint's.
+
+    Raises:
+        UserError: If the numbers differ.
+    """
+    stored = count_layers(names, prefix)
+    if stored != asked_for:
+        raise UserError(
+            f"{folder} does not fit the config: num_hidden_layers is {asked_for}, and {stored} layers are "
+            "stored"
+        )
+
+
+def check_shapes(model_class: type[PreTrainedModel], config: Any, shapes: Shapes, folder: Path) -> set[str]:
+    """Refuse a config that asks for other weights than the stored ones.
+
+    Args:
+        model_class: What will be built from the config.
+        config: Its number of layers was checked by `check_layers`.
+        shapes: What is stored, under the names of the model.
+        folder: The checkpoint's, for messages.
+
+    Returns:
+        Names of stored weights of which the model has none.
+
+    Raises:
+        UserError: If weights are missing or of another shape.
+    """
+    # ZeRO-3 would split what is built, and nothing is.
+    with torch.device("meta"), set_zero3_state():
+        model = model_class._from_config(config, attn_implementation="eager")
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    missing = expected.keys() - shapes.keys()
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} weights of the model, the first is {min(missing)}")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise UserError(f"{folder} does not fit the config: {name}: {shapes[name]} instead of {shape}")
+    return set(shapes.keys() - expected.keys())
+
+
+def warn_of_surplus(names: set[str], folder: Path) -> None:
+    """Say once that a checkpoint stores weights that nothing reads."""
+    if names:
+        logger.warning(
+            "%s stores %d weights of which this model has none; the first is %s",
+            folder,
+            len(names),
+            min(names),
+        )

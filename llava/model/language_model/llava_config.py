@@ -1,0 +1,9 @@
+"""The config of a LLaVA model over Llama."""
+
+from transformers import LlamaConfig
+
+
+class LlavaConfig(LlamaConfig):
+    """A Llama config with LLaVA's ``mm_*`` keys."""
+
+    model_type = "llava_llama"
