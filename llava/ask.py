@@ -11,6 +11,7 @@ from PIL import Image
 from llava.errors import MissingFileError, UserError
 from llava.image_io import load_image_or_url
 from llava.options import add_model_options, load_assistant
+from llava.utils import printable, refuse_overwriting
 from llava.visualize import draw_kept
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
     image = load_image_or_url(options.image)
     if options.show_kept is not None:
         check_picture_path(options.show_kept)
+        refuse_overwriting("--show-kept", options.show_kept, options.image)
 
     from llava.engine.base import Generation
 
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     if options.show_kept is not None:
         aspect = getattr(assistant.model.config, "image_aspect_ratio", None)
         save_picture(draw_kept(image, answer.kept[0], aspect), options.show_kept)
-    print(as_json(answer) if options.json else f"{answer.text}\n{describe_cost(answer.cost)}")
+    print(as_json(answer) if options.json else f"{printable(answer.text)}\n{describe_cost(answer.cost)}")
 
 
 def check_picture_path(path: Path) -> None:

@@ -6,10 +6,8 @@ Transparency is dropped (the color below it shows), because that is how the publ
 import contextlib
 import io
 import struct
-import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import IO, Final
 
@@ -17,17 +15,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava.errors import MissingFileError, UserError
+from llava.image_download import download, is_url, without_password
 
 # Formats that are pictures and nothing else: EPS, for example, Pillow would hand to an interpreter.
 PICTURE_FORMATS: Final = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF",
 )  # fmt: skip
 
-MAX_DOWNLOAD_BYTES: Final = 32 * 2**20
-DOWNLOAD_TIMEOUT: Final = 30.0  # seconds for the whole download
-SILENCE_TIMEOUT: Final = 10.0  # seconds until a server that says nothing is given up
-MAX_REDIRECTS: Final = 5
-_CHUNK_BYTES: Final = 2**16
+_BLOCK_PIXELS: Final = 2**20  # of a wide picture that are converted at a time
 
 
 def load_image(source: str | Path) -> Image.Image:
@@ -49,6 +44,8 @@ def load_image(source: str | Path) -> Image.Image:
             raise UserError("the path of the image is empty")
         if path.is_dir():
             raise UserError(f"{path} is a folder; an image file is expected")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+            raise UserError(f"{path} is a pipe or a device; an image file is expected")
         with path.open("rb") as file:
             return _read(file, str(path))
     except FileNotFoundError as error:
@@ -77,11 +74,6 @@ def load_image_bytes(data: bytes, name: str = "the image") -> Image.Image:
     return _read(io.BytesIO(data), name)
 
 
-def is_url(source: str) -> bool:
-    """Whether a command-line value is the ``http(s)`` URL of a picture rather than a path."""
-    return source.lower().startswith(("http://", "https://"))
-
-
 def load_image_or_url(source: str) -> Image.Image:
     """Read a picture from a file or from an ``http(s)`` URL; for command lines, whose user chose the URL.
 
@@ -93,9 +85,11 @@ def load_image_or_url(source: str) -> Image.Image:
 
     Raises:
         UserError: As ``load_image``; for a URL also if it cannot be fetched within
-            ``DOWNLOAD_TIMEOUT`` seconds, ``MAX_DOWNLOAD_BYTES`` and ``MAX_REDIRECTS``.
+            the limits of `llava.image_download`.
     """
-    return load_image_bytes(_download(source), name=source) if is_url(source) else load_image(source)
+    if not is_url(source):
+        return load_image(source)
+    return load_image_bytes(download(source), name=without_password(source))
 
 
 def _read(file: IO[bytes], name: str) -> Image.Image:
@@ -158,7 +152,7 @@ def _turned_upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB; the wide ones are scaled to 8 bits, where Pillow would clip them to white."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image), _white_level(image))).convert("RGB")
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same colors
     return image.convert("RGB")
@@ -179,92 +173,24 @@ def _white_level(image: Image.Image) -> float | None:
     return next((white for white in conventions if brightest <= white), None)
 
 
-def _to_8_bits(values: np.ndarray, white: float | None) -> np.ndarray:
-    """Scale gray values to 0..255.
-
-    Args:
-        values: Gray values of any numeric type, (height, width).
-        white: Value that becomes 255, with 0 staying 0; ``None`` stretches the values' own range.
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Scale the gray values of a picture of mode I, I;16 or F to 0..255, in blocks of rows to save memory.
 
     Returns:
         Gray values, uint8 (height, width).
     """
-    gray = np.nan_to_num(values.astype(np.float64))
-    if white is None:
-        gray = gray - gray.min()
-        white = gray.max() or 1.0
-    return np.rint(gray * (255.0 / white)).clip(0, 255).astype(np.uint8)
+    values = np.asarray(image)
+    rows = max(1, _BLOCK_PIXELS // values.shape[1])
+    blocks = [slice(start, start + rows) for start in range(0, len(values), rows)]
+    black, white = 0.0, _white_level(image)
+    if white is None:  # nothing says what is white: the values' own range is stretched
+        black = min(_finite(values[block]).min() for block in blocks)
+        white = max(_finite(values[block]).max() for block in blocks) - black or 1.0
+    gray = np.empty(values.shape, dtype=np.uint8)
+    for block in blocks:
+        gray[block] = np.rint((_finite(values[block]) - black) * (255.0 / white)).clip(0, 255)
+    return gray
 
 
-def _download(url: str) -> bytes:
-    """Fetch a URL within the limits on bytes, time and redirects.
-
-    Raises:
-        UserError: If it cannot be fetched, or not within the limits.
-    """
-    body: Future[bytes] = Future()
-
-    def fetch() -> None:
-        try:
-            body.set_result(_fetch(url))
-        except Exception as error:  # noqa: BLE001 - handed on to the caller
-            body.set_exception(error)
-
-    # The library's timeouts restart with every byte; a server that lets them drip is left to its own thread,
-    # not to an executor's, for which Python would wait at its end.
-    threading.Thread(target=fetch, daemon=True).start()
-    done, _ = wait([body], timeout=DOWNLOAD_TIMEOUT)
-    if not done:
-        raise UserError(f"{url} takes longer than {DOWNLOAD_TIMEOUT:g} seconds, the limit for a picture")
-    return body.result()
-
-
-def _fetch(url: str) -> bytes:
-    """Fetch a URL within the limits on bytes, silence and redirects.
-
-    Raises:
-        UserError: If it cannot be fetched, or not within the limits.
-    """
-    import requests
-
-    headers = {"User-Agent": "llava"}
-    with requests.Session() as session:
-        session.max_redirects = MAX_REDIRECTS
-        try:
-            with session.get(url, stream=True, timeout=SILENCE_TIMEOUT, headers=headers) as response:
-                response.raise_for_status()
-                return _body(response.iter_content(_CHUNK_BYTES), url)
-        except requests.TooManyRedirects as error:
-            raise UserError(f"{url} redirects more than {MAX_REDIRECTS} times") from error
-        except requests.HTTPError as error:
-            status = error.response.status_code
-            raise UserError(f"{url} cannot be fetched: the server answers with status {status}") from error
-        except requests.Timeout as error:
-            raise UserError(f"{url} cannot be fetched: no answer for {SILENCE_TIMEOUT:g} seconds") from error
-        except (requests.RequestException, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{url} cannot be fetched: {_reason(error)}") from error
-
-
-def _body(chunks: Iterator[bytes], url: str) -> bytes:
-    """Join the chunks of a response.
-
-    Raises:
-        UserError: If they grow beyond the limit.
-    """
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > MAX_DOWNLOAD_BYTES:
-            raise UserError(
-                f"{url} is larger than {MAX_DOWNLOAD_BYTES // 2**20} MiB, the limit for a picture"
-            )
-    return bytes(body)
-
-
-def _reason(error: Exception) -> str:
-    """The plain cause in an error of requests, whose own text nests the errors of three libraries."""
-    from requests import ConnectionError as NoConnection
-
-    return "no connection to the server" if isinstance(error, NoConnection) else str(error)
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64))

@@ -87,7 +87,26 @@ def process_image(image: Image.Image, image_processor: Any, aspect_ratio: str | 
     """Turn one picture into pixels (3, H, W); ``pad`` makes it square first, see `process_images`."""
     if aspect_ratio == "pad":
         image = expand2square(image, mean_color(image_processor))
+    _refuse_strips(image, image_processor)
     return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _refuse_strips(image: Image.Image, image_processor: Any) -> None:
+    """Refuse an image that is resized by its shorter side, in pixels, until its longer one is too long.
+
+    Raises:
+        UserError: If it would have more pixels than Pillow accepts of a file.
+    """
+    width, height = image.size
+    shorter = image_processor.size.get("shortest_edge")
+    if shorter is None or not image_processor.do_resize or Image.MAX_IMAGE_PIXELS is None:
+        return
+    pixels = shorter * shorter * max(image.size) // min(image.size)
+    if pixels > Image.MAX_IMAGE_PIXELS:
+        raise UserError(
+            f"an image of {width} x {height} would be resized to {pixels:,} pixels, more than "
+            f"{Image.MAX_IMAGE_PIXELS:,}; image_aspect_ratio pad resizes the longer side"
+        )
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:

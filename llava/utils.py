@@ -6,8 +6,10 @@ Importing this module does nothing.
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec
 
 from llava.errors import UserError
@@ -16,6 +18,10 @@ _Parameters = ParamSpec("_Parameters")
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+
+# Control characters but line feed and tab, marks that turn the direction of text around, and halves of
+# characters, which no terminal can show.
+_ACTING_ON_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def process_rank() -> int:
@@ -35,17 +41,51 @@ def rank0_info(logger: logging.Logger, message: str, *args: object) -> None:
         logger.info(message, *args)
 
 
+def printable(text: str) -> str:
+    """Return a text as it may be shown on a terminal: names of files and answers of models may hold anything.
+
+    What a terminal would act on is spelled out, as Python spells it in a string.
+    """
+    return _ACTING_ON_TERMINALS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats log records for a terminal; see `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def refuse_overwriting(option: str, output: Path | None, *inputs: str | Path | None) -> None:
+    """Refuse to write a file over one that is read.
+
+    Args:
+        option: What names the output on the command line.
+        output: File to write, if any.
+        *inputs: Files that are read; URLs and what is missing are none.
+
+    Raises:
+        UserError: If the output is one of them, also by way of a link.
+    """
+    if output is None or not output.exists():
+        return
+    for source in inputs:
+        if source is not None and Path(source).exists() and output.samefile(source):
+            raise UserError(f"{option} {output} would overwrite {source}, which is read; name another file")
+
+
 def setup_logging(level: int = logging.INFO) -> None:
     """Send log records to stderr, informational ones on the first process only; for mains, never for modules.
 
     Args:
         level: Lowest level shown on the first process; the others show warnings and errors.
     """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    )
     logging.basicConfig(
-        level=level if process_rank() == 0 else max(level, logging.WARNING),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        level=level if process_rank() == 0 else max(level, logging.WARNING), handlers=[handler]
     )
 
 
@@ -62,13 +102,15 @@ def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_
 
     @functools.wraps(command)
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> int:
+        if logging.lastResort is not None:  # shows warnings of commands that set up no logging
+            logging.lastResort.setFormatter(_PrintableFormatter("%(message)s"))
         try:
             code = command(*args, **kwargs) or 0
             sys.stdout.flush()  # so that a reader who went away is noticed here
             return code
         except UserError as error:
             # A message may quote a value that holds line breaks; the report stays one line.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(printable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
             return USER_ERROR_EXIT_CODE
         except KeyboardInterrupt:
             print(file=sys.stderr)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from llava.errors import UserError
-from llava.model.checkpoint_files import iterate_weights, resolve_folder
+from llava.model.checkpoint_files import iterate_weights, resolve_folder, weight_files
 from llava.options import CommandParser
-from llava.utils import exit_on_user_error
+from llava.utils import exit_on_user_error, refuse_overwriting
 
 
 @exit_on_user_error
@@ -38,6 +38,7 @@ def extract_projector(model_path: str, output: Path) -> dict[str, torch.Tensor]:
         UserError: If there is no projector in them, or the file cannot be written.
     """
     folder = resolve_folder(model_path)
+    refuse_overwriting("--output", output, *weight_files(folder))
     # Copied, because a tensor may share a larger storage, which would be saved with it.
     tensors = {name: value.clone() for name, value in iterate_weights(folder) if "mm_projector" in name}
     if not tensors:

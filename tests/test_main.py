@@ -119,6 +119,7 @@ def test_ask_writes_the_kept_patches(assistant: FakeAssistant, picture: str, tmp
         (["--image", "PICTURE", "--temperature", "-1", "What?"], "temperature is -1.0; accepted: 0"),
         (["--image", "PICTURE", "--temperature", "nan", "What?"], "temperature is nan; accepted: 0"),
         (["--image", "PICTURE", "--show-kept", "nowhere/kept.png", "What?"], "there is no folder"),
+        (["--image", "PICTURE", "--show-kept", "PICTURE", "What?"], "would overwrite"),
         (["--image", "PICTURE", "--show-kept", "kept.txt", "What?"], "must end in one of .png"),
         (["--image", "PICTURE", "--show-kept", "FOLDER", "What?"], "is a folder"),
         (["--image", "PICTURE", "--wrong", "What?"], "unrecognized arguments: --wrong"),

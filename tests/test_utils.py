@@ -5,11 +5,12 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llava.errors import MissingFileError, UserError
-from llava.utils import exit_on_user_error, rank0_info, setup_logging
+from llava.utils import exit_on_user_error, printable, rank0_info, refuse_overwriting, setup_logging
 
 
 def test_a_missing_file_is_a_user_error_and_a_missing_file():
@@ -89,3 +90,46 @@ def test_logging_is_quieter_on_other_processes(rank: str, level: int, monkeypatc
     monkeypatch.setenv("RANK", rank)
     setup_logging()
     assert asked["level"] == level
+
+
+def test_what_a_terminal_would_act_on_is_spelled_out(capsys: pytest.CaptureFixture[str]):
+    assert printable("Ünïcode 你好 👍🏽\n\tindented") == "Ünïcode 你好 👍🏽\n\tindented"
+    assert printable("\x1b[2J\r\x07\x9b31m") == "\\x1b[2J\\r\\x07\\x9b31m"
+    assert printable("gpj.\u202exe") == "gpj.\\u202exe"
+    assert printable(os.fsdecode(b"\xff.png")) == "\\udcff.png"
+
+    @exit_on_user_error
+    def main():
+        logging.getLogger("llava.test").warning("weights %s", "\x1b[2J")
+        raise UserError("no file \x1b]0;title\x07.png")
+
+    assert main() == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_warnings_and_log_lines_are_printable_too():
+    program = (
+        "import logging; from llava.utils import exit_on_user_error, setup_logging\n"
+        "@exit_on_user_error\n"
+        "def main():\n"
+        "    logging.getLogger('a').warning('before %s', '\\x1b[2J')\n"
+        "    setup_logging()\n"
+        "    logging.getLogger('a').warning('after %s', '\\x1b[2J')\n"
+        "main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    assert "before \\x1b[2J" in shown
+    assert "after \\x1b[2J" in shown
+    assert "\x1b" not in shown
+
+
+def test_no_output_is_written_over_an_input(tmp_path: Path):
+    source, link = tmp_path / "photo.png", tmp_path / "link.png"
+    source.write_bytes(b"photo")
+    link.symlink_to(source)
+    refuse_overwriting("--out", tmp_path / "other.png", source)
+    refuse_overwriting("--out", None, source)
+    refuse_overwriting("--out", source, "https://example.org/photo.png", tmp_path / "missing.png", None)
+    for output in (source, link):
+        with pytest.raises(UserError, match=r"--out .* would overwrite .*photo\.png"):
+            refuse_overwriting("--out", output, source)

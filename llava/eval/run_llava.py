@@ -8,7 +8,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.errors import UserError
 from llava.image_io import load_image_or_url
 from llava.options import CommandParser, add_model_options, load_assistant
-from llava.utils import exit_on_user_error
+from llava.utils import exit_on_user_error, printable
 
 
 def eval_model(args: Any) -> None:
@@ -36,7 +36,7 @@ def eval_model(args: Any) -> None:
         num_beams=args.num_beams,
     )
     (answer,) = load_assistant(args).answer_all([question], options)
-    print(answer.text)
+    print(printable(answer.text))
 
 
 @exit_on_user_error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llava.image_io import load_image_or_url
 from llava.options import CommandParser, add_model_options, load_assistant
-from llava.utils import exit_on_user_error
+from llava.utils import exit_on_user_error, printable
 
 if TYPE_CHECKING:
     from llava.assistant import Chat
@@ -54,7 +54,7 @@ def talk(chat: "Chat", options: "Generation", *, debug: bool = False) -> None:
     while question := read_line(f"{human}: "):
         print(f"{model}: ", end="", flush=True)
         for piece in chat.stream(question, options):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
         print(flush=True)
         if debug:
             print({"prompt": chat.prompt, "outputs": chat.answers[-1].text}, file=sys.stderr)

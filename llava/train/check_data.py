@@ -38,7 +38,7 @@ from llava.train.records import (
     read_records,
 )
 from llava.train.text_lengths import Ruler, make_ruler
-from llava.utils import exit_on_user_error
+from llava.utils import exit_on_user_error, printable, refuse_overwriting
 
 CHUNK = 64  # what a worker process is given at a time
 
@@ -177,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_args = DataArguments(
         image_folder=options.image_folder, on_bad_image=options.on_bad_image, is_multimodal=True
     )
+    refuse_overwriting("--report", options.report, options.data_path)
     _check_writable(options.report)
     ruler = make_ruler(
         template, options.model_max_length, data_args, options.model_name_or_path, options.vision_tower
@@ -186,13 +187,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingFileError:
         raise
     except UserError as error:  # of the data, not of the command
-        print(f"training would fail: {error}")
+        print(printable(f"training would fail: {error}"))
         return 1
     _check_image_folder(records, options.image_folder)
     findings = check_data(records, ruler, options.workers, open_images=not options.fast)
     if options.report is not None:
         options.report.write_text(json.dumps(findings.document(), indent=2) + "\n", encoding="utf-8")
-    print("\n".join(report(findings, options.all)))
+    print(printable("\n".join(report(findings, options.all))))
     return 1 if findings.fatal else 0
 
 

@@ -28,10 +28,10 @@ def build_vision_projector(config: Any) -> nn.Module:
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
-    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    depth = re.fullmatch(r"mlp([1-9]\d?)x_gelu", kind)
     if depth is None:
         raise UserError(
-            f"mm_projector_type is {kind!r}; accepted: linear, mlp<N>x_gelu such as mlp2x_gelu, identity"
+            f"mm_projector_type is {kind!r}; accepted: linear, identity, mlp<N>x_gelu with N from 1 to 99"
         )
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
     for _ in range(int(depth[1]) - 1):
