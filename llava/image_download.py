@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 from llava.errors import UserError
@@ -120,7 +120,7 @@ def _send(session: "Session", url: str) -> "Response":
 
     request = session.prepare_request(Request("GET", url, headers=_HEADERS))
     assert request.url is not None
-    settings = session.merge_environment_settings(request.url, {}, True, None, None)
+    settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
     return session.get_adapter(request.url).send(request, timeout=SILENCE_TIMEOUT, **settings)
 
 

@@ -80,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         deflate = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
         self.reply(b"", Content_Encoding="gzip")
         try:
-            for _ in range(2048):
+            for _mebibyte in range(2048):
                 self.wfile.write(deflate.compress(bytes(2**20)))
             self.wfile.write(deflate.flush())
         except OSError:

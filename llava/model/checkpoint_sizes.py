@@ -66,8 +66,11 @@ def check_shapes(model_class: type[PreTrainedModel], config: Any, shapes: Shapes
         UserError: If weights are missing or of another shape.
     """
     # ZeRO-3 would split what is built, and nothing is.
-    with torch.device("meta"), set_zero3_state():
-        model = model_class._from_config(config, attn_implementation="eager")
+    try:
+        with torch.device("meta"), set_zero3_state():
+            model = model_class._from_config(config, attn_implementation="eager")
+    except (RuntimeError, ZeroDivisionError) as error:  # of sizes that no tensor can have
+        raise UserError(f"{folder} does not fit the config: {str(error).splitlines()[0]}") from None
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     missing = expected.keys() - shapes.keys()
     if missing:
