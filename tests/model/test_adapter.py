@@ -1,4 +1,4 @@
-"""An adapter is its weights: its config decides nothing that runs code, takes for ever or changes the base."""
+"""An adapter is its weights: its config decides nothing that runs code, takes long or changes the base."""
 
 import json
 import shutil
