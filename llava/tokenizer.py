@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava.errors import MissingFileError, UserError
+from llava.internals import added_token, added_token_ids, split_at_added_tokens
 from llava.model.checkpoint_configs import TOKEN_ID, TOKENIZER_KEYS, pick
 from llava.model.checkpoint_files import own_file, read_config, resolve_folder
 
@@ -109,7 +110,7 @@ class LlamaTokenizer(SentencePieceBackend):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to the text they were split from; incomplete characters become U+FFFD."""
         parts: list[str] = []
-        whole = {*self._added_tokens_encoder, *self.all_special_tokens}
+        whole = {*added_token_ids(self), *self.all_special_tokens}
         for added, run in groupby(tokens, key=whole.__contains__):
             pieces = list(run)
             opens = not parts or parts == [self.bos_token]
@@ -123,7 +124,7 @@ class LlamaTokenizer(SentencePieceBackend):
 
     def _is_added(self, piece: str) -> bool:
         """Tell whether a piece is kept whole and never goes through SentencePiece."""
-        return piece in self._added_tokens_encoder or piece in self.all_special_tokens
+        return piece in added_token_ids(self) or piece in self.all_special_tokens
 
     def _pieces(self, text: str, split_special_tokens: bool) -> Iterator[Piece]:
         """Cut at special tokens, and let SentencePiece split what lies between."""
@@ -137,20 +138,16 @@ class LlamaTokenizer(SentencePieceBackend):
     def _chunks(self, text: str) -> Iterator[tuple[str, int]]:
         """Cut a text at its special tokens; yields every chunk with its start."""
         start = 0
-        chunks = self.tokens_trie.split(text)
+        chunks = split_at_added_tokens(self, text)
         for index, chunk in enumerate(chunks):
-            before = self._added(chunks[index - 1]) if index else None
-            after = self._added(chunks[index + 1]) if index + 1 < len(chunks) else None
+            before = added_token(self, chunks[index - 1]) if index else None
+            after = added_token(self, chunks[index + 1]) if index + 1 < len(chunks) else None
             kept = chunk.lstrip() if before is not None and before.rstrip else chunk
             skipped = len(chunk) - len(kept)
             kept = kept.rstrip() if after is not None and after.lstrip else kept
             if kept:
                 yield kept, start + skipped
             start += len(chunk)
-
-    def _added(self, piece: str) -> Any:
-        """Return how an added token treats the blanks around it, or ``None`` for a piece of text."""
-        return self._added_tokens_decoder.get(self._added_tokens_encoder.get(piece, -1))
 
     def _sentence_pieces(self, text: str) -> list[Piece]:
         """Split a text without special tokens."""

@@ -1,8 +1,10 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: make .venv with the standard library's venv and pip, or reuse it.
+# Versions are those of constraints.txt, with which the tests have passed.
 
 repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 environment="$repository/.venv"
+constraints="$repository/scripts/constraints.txt"
 # Without an NVIDIA GPU, PyPI's torch for Linux would bring gigabytes of CUDA along; this is the build without it.
 cpu_torch="torch==2.13.0"
 cpu_torch_index="https://download.pytorch.org/whl/cpu"
@@ -32,7 +34,7 @@ make_environment() {
         return
     fi
     python="$(find_python)" || exit
-    say "making .venv with $("$python" --version)"
+    say "making ${environment##*/} with $("$python" --version)"
     "$python" -m venv --clear "$environment" ||
         fail "$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)"
 }
@@ -79,16 +81,19 @@ is_installed() {
 
 # Install this repository, editable, with the extras $1 ("serve,dev"); does nothing where that was done before.
 install_project() {
-    local extras="$1" state
+    local extras="$1" state project="${repository}[$1]"
     make_environment
     # The place matters: an editable install points back to it.
-    state="$repository $(cksum <"$repository/pyproject.toml")"
+    state="$repository $(cat "$repository/pyproject.toml" ${constraints:+"$constraints"} | cksum)"
     if is_installed "$extras" "$state"; then
-        say "reusing .venv"
+        say "reusing ${environment##*/}"
         return
     fi
     install_cpu_torch
     say "installing llava with the extras $extras"
-    pip_install --editable "${repository}[$extras]" || fail "the installation failed; pip's words are above"
+    if [[ -z "$constraints" ]] || ! pip_install --constraint "$constraints" --editable "$project"; then
+        [[ -z "$constraints" ]] || say "the tested versions cannot be installed here; taking those that can"
+        pip_install --editable "$project" || fail "the installation failed; pip's words are above"
+    fi
     printf '%s\n' "$state" >"$environment/installed-$extras"
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from llava.engine.base import Generation
+from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 
@@ -64,9 +65,9 @@ class TransformersEngine:
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{CACHE_ARGUMENT: cache},
         ).logits[:, -1]
         if not warpers:
             return logits.argmax(dim=-1)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_utils import set_zero3_state
 
 from llava.errors import UserError
+from llava.internals import build_model
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,9 @@ def check_shapes(model_class: type[PreTrainedModel], config: Any, shapes: Shapes
     Raises:
         UserError: If weights are missing or of another shape.
     """
-    # ZeRO-3 would split what is built, and nothing is.
     try:
-        with torch.device("meta"), set_zero3_state():
-            model = model_class._from_config(config, attn_implementation="eager")
+        with torch.device("meta"):
+            model = build_model(model_class, config, "eager")
     except (RuntimeError, ZeroDivisionError) as error:  # of sizes that no tensor can have
         raise UserError(f"{folder} does not fit the config: {str(error).splitlines()[0]}") from None
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

@@ -26,6 +26,7 @@ from llava.constants import (
 )
 from llava.conversation import user_turns
 from llava.errors import UserError
+from llava.internals import execution_device
 from llava.model.anyres import arrange_crops
 from llava.model.checkpoint_files import read_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -177,11 +178,7 @@ class LlavaMetaForCausalLM(ABC):
         """Where ids are embedded, also when accelerate keeps the embeddings elsewhere."""
         embeddings = self.get_model().embed_tokens
         weight: Tensor = embeddings.weight
-        if not weight.is_meta:
-            return weight.device
-        hooks = getattr(embeddings._hf_hook, "hooks", (embeddings._hf_hook,))
-        devices = [getattr(hook, "execution_device", None) for hook in hooks]
-        return torch.device(next(device for device in devices if device is not None))
+        return execution_device(embeddings) if weight.is_meta else weight.device
 
     def encode_images(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
         """See, reduce and project a batch of pictures.

@@ -17,6 +17,7 @@ from transformers.training_args import ParallelMode
 from transformers.utils import is_torch_tf32_available
 
 from llava.errors import MissingFileError, UserError
+from llava.internals import use_one_gpu
 from llava.model.loading import CheckpointKind
 from llava.train.argument_checks import (
     PATCH_MERGE_TYPES,
@@ -182,7 +183,7 @@ class TrainingArguments(transformers.TrainingArguments):
                 inherited.device,
                 inherited.n_gpu,
             )
-            inherited._n_gpu = 1
+            use_one_gpu(inherited)
 
     @property
     def saves(self) -> CheckpointKind:

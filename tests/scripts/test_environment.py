@@ -1,6 +1,7 @@
 """quickstart.sh and test.sh over a stand-in for Python: what they install, when, and what they reuse."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,10 @@ case "$1 $2" in
     "-m pip")
         [[ "$3" == install ]] || exit 0
         echo "${*:4}" >>"$FAKE_PIP_LOG"
+        for argument; do
+            [[ "$before" != --constraint ]] || cp "$argument" "$FAKE_PIP_LOG.constraints"
+            before="$argument"
+        done
         case "$*" in
             *torch*) touch "$here/torch" ;;
             *--editable*) printf '#!/bin/sh\\necho "llava $*"\\n' >"$here/llava" && chmod +x "$here/llava" ;;
@@ -135,3 +140,54 @@ def test_an_old_python_is_refused(repository: Path, tmp_path: Path):
     assert result.stderr == (
         "error: no Python of at least 3.10 found (set PYTHON=/path/to/python3 if it has another name)\n"
     )
+
+
+def test_versions_are_those_with_which_the_tests_have_passed(repository: Path):
+    run(repository, "quickstart.sh")
+    constraints = repository / "scripts" / "constraints.txt"
+    assert f"--constraint {constraints} --editable" in installs(repository)[-1]
+    count = len(installs(repository))
+    with constraints.open("a") as file:
+        file.write("another==1.0\n")
+    run(repository, "quickstart.sh")
+    assert len(installs(repository)) == count + 1
+
+
+def test_where_the_tested_versions_cannot_be_had_others_are_taken(repository: Path):
+    (repository / "python").write_text(
+        FAKE_PYTHON.replace("*--editable*)", "*--constraint*) exit 1 ;; *--editable*)")
+    )
+    result = run(repository, "quickstart.sh")
+    assert result.returncode == 0
+    assert "the tested versions cannot be installed here" in result.stderr
+    assert "--constraint" not in installs(repository)[-1]
+
+
+def test_the_oldest_and_the_newest_libraries_have_environments_of_their_own(repository: Path):
+    result = run(repository, "test.sh", "--oldest", "-k", "trim")
+    assert result.stdout == f"pytest ran in {repository}:-m not slow -k trim\n"
+    assert (repository / ".venv-oldest" / "installed-serve,dev,train,quant").exists()
+    given = (repository / "pip.log.constraints").read_text().splitlines()
+    assert {"accelerate==1.3.0", "peft==0.15.0", "transformers==5.16.0", "torch==2.13.0"} <= set(given)
+    assert len([line for line in given if line.startswith("transformers==")]) == 1
+    run(repository, "test.sh", "--newest", "--all")
+    assert (repository / ".venv-newest" / "installed-serve,dev,train,quant").exists()
+    assert "--constraint" not in installs(repository)[-1]
+    assert not (repository / ".venv").exists()
+
+
+def test_the_oldest_versions_are_the_lower_bounds_of_the_project():
+    """`scripts/test.sh --oldest` shows that what pyproject.toml promises is true."""
+    project = (ROOT / "pyproject.toml").read_text()
+    lines = (ROOT / "scripts" / "constraints-oldest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    assert pins.keys() == {"accelerate", "peft", "transformers"}
+    for name, version in pins.items():
+        bound = re.search(rf'"{name}>=([\d.]+)', project)
+        assert bound is not None and version == f"{bound[1]}.0", name
+    newest = dict(
+        line.split(" ;")[0].split("==")
+        for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    assert pins.keys() <= newest.keys()

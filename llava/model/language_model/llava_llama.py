@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.splice import Question
@@ -64,7 +65,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
             attention_mask: (B, L).
             position_ids: (B, L).
-            past_key_values: Cache of earlier positions.
+            past_key_values: Cache of earlier positions; newer versions of transformers pass it as ``cache``.
             inputs_embeds: (B, T, H) instead of ids and images.
             labels: (B, L); visual tokens are never learned.
             images: Pixels of all images, (I, 3, H, W) or a list.
@@ -95,10 +96,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
-            **kwargs,
+            **{CACHE_ARGUMENT: past_key_values, **kwargs},
         )
 
     @torch.no_grad()

@@ -22,9 +22,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedModel,
 )
-from transformers.modeling_utils import set_zero3_state
 
 from llava.errors import MissingFileError, UserError
+from llava.internals import build_model
 from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
 from llava.model.checkpoint_files import StoredWeight, open_weights, own_file, resolve_folder, shape_of
 from llava.model.checkpoint_sizes import check_layers, check_shapes
@@ -408,8 +408,7 @@ def _load_half(
     surplus = check_shapes(
         model_class, config, {name: shape_of(weight) for name, weight in weights.items()}, folder
     )
-    # The second context keeps ZeRO-3 from splitting it, see `LlavaMetaModel.hold_tower_apart`.
-    with init_empty_weights(include_buffers=False), set_zero3_state():
-        model = model_class._from_config(config, attn_implementation=ATTENTION)
+    with init_empty_weights(include_buffers=False):
+        model = build_model(model_class, config, ATTENTION)
     model.load_state_dict({name: weights[name][...] for name in weights.keys() - surplus}, assign=True)
     return model.requires_grad_(False).eval()
