@@ -6,7 +6,9 @@ Shapes: H width of the language model, L positions of a prompt.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -19,11 +21,14 @@ from llava.engine.base import Engine, Generation
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.errors import MissingFileError, UserError
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.loading import LoadedModel, load_checkpoint
-from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens, parse_reduction
+from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
 from llava.model.placement import choose_placement
-from llava.turns import Answer, Cost, Question, SeenImage, Turn
+from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
+from llava.turns import Answer, Cost, Question, Turn
+
+Item = TypeVar("Item")
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
 
@@ -142,25 +147,18 @@ class Assistant:
         """Where prompts are embedded."""
         return self.model.input_device
 
-    @torch.inference_mode()
-    def see(self, images: Sequence[Image.Image]) -> list[SeenImage]:
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Embeds prompts."""
+        return self.model.prompt_encoder
+
+    def see(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         """Run the vision encoder over pictures, once for all questions about them.
 
         Raises:
             UserError: If the model is blind.
         """
-        if not images:
-            return []
-        tower = self.model.get_vision_tower()
-        if tower is None or self.image_processor is None:
-            raise UserError(f"{len(images)} images were given to a model without a vision tower")
-        processed = process_images(list(images), self.image_processor, self.model.config)
-        crops = [pixels if pixels.ndim == 4 else pixels.unsqueeze(0) for pixels in processed]
-        patches = tower.encode(torch.cat(crops)).split([len(crop) for crop in crops])
-        return [
-            SeenImage(pixels, patch, image.size)
-            for pixels, patch, image in zip(crops, patches, images, strict=True)
-        ]
+        return self.encoder.encode_images(images)
 
     def render(self, text: str, images: int) -> str:
         """Put the placeholders of ``images`` pictures in front of a message that has none.
@@ -180,19 +178,16 @@ class Assistant:
 
     def reducer(self, setting: str | None) -> Reducer:
         """Return the reducer of a setting, or the model's own."""
-        if setting is not None:
-            return parse_reduction(setting)
-        tower = self.model.get_vision_tower()
-        return NoReduction() if tower is None else tower.token_reduction
+        return self.encoder.reducer if setting is None else parse_reduction(setting)
 
-    def _first_turn(self, question: Question, seen: dict[int, SeenImage]) -> Turn:
+    def _first_turn(self, question: Question, seen: dict[int, EncodedImage]) -> Turn:
         """Render a question as the first of a conversation; ``seen`` knows the pictures by identity."""
         message = self.render(question.text, len(question.images))
         images = tuple(seen[id(image)] for image in question.images)
         return self.turn(self.template, message, images, self.reducer(question.token_reduction))
 
     def turn(
-        self, conversation: Conversation, message: str, images: tuple[SeenImage, ...], reducer: Reducer
+        self, conversation: Conversation, message: str, images: tuple[EncodedImage, ...], reducer: Reducer
     ) -> Turn:
         """Add a rendered message to a conversation, which stays as it is, and open the answer."""
         conversation = conversation.copy()
@@ -220,9 +215,9 @@ class Assistant:
             UserError: If a prompt does not fit the model.
         """
         watch = Stopwatch(self.device)
-        reduced = [self._reduce(turn) for turn in turns]
+        reduced = self._reduce(turns)
         reduction_ms = watch.lap()
-        prompts, visual_tokens = self._embed(turns, [tokens for tokens, _ in reduced])
+        prompts, visual_tokens = self._embed(turns, reduced)
         texts = [AnswerText(self.tokenizer, self.template.ends[1]) for _ in turns]
         steps_ms = []
         for tokens in self.engine.stream(prompts, options):
@@ -243,39 +238,36 @@ class Assistant:
         spent = (vision_ms, reduction_ms, steps_ms[0], sum(steps_ms[1:]))
         shares = [milliseconds / len(turns) for milliseconds in spent]
         return [
-            Answer(text.text, Cost(turn.patches, count, len(text.ids), *shares), kept)
-            for turn, text, count, (_, kept) in zip(turns, texts, visual_tokens, reduced, strict=True)
+            Answer(text.text, Cost(turn.patches, count, len(text.ids), *shares), self._kept(images))
+            for turn, text, count, images in zip(turns, texts, visual_tokens, reduced, strict=True)
         ]
 
-    @torch.inference_mode()
-    def _reduce(self, turn: Turn) -> tuple[list[VisualTokens], tuple[Tensor, ...]]:
-        """Choose the patches that a turn's question needs.
+    def _reduce(self, turns: Sequence[Turn]) -> list[list[ReducedImage]]:
+        """Choose the patches that each turn's question needs, of its images."""
+        reduced = self.encoder.reduce(
+            [image for turn in turns for image in turn.images],
+            [turn.question for turn in turns for _ in turn.images],
+            [turn.reducer for turn in turns for _ in turn.images],
+        )
+        return _deal(reduced, [len(turn.images) for turn in turns])
 
-        Returns:
-            Per picture the tokens of its crops, and which patches of the whole picture stayed, bool (rows,
-            columns).
-        """
-        if not turn.images:
-            return [], ()
-        tower = self.model.get_vision_tower()
-        assert tower is not None  # a blind model sees no images
-        side = tower.num_patches_per_side
-        tokens = [
-            tower.reduce(image.patches, image.pixels, [turn.question] * len(image.patches), turn.reducer)
-            for image in turn.images
-        ]
-        # The first crop is the whole picture; a CLS token in front of its patches has no place on it.
-        return tokens, tuple(crops.kept[0, -side * side :].reshape(side, side).cpu() for crops in tokens)
+    def _kept(self, images: Sequence[ReducedImage]) -> tuple[Tensor, ...]:
+        """Return which patches of each whole image stayed, bool (rows, columns)."""
+        if not images:
+            return ()
+        side = self.encoder.tower.num_patches_per_side
+        # The first crop is the whole image; a CLS token in front of its patches has no place on it.
+        return tuple(image.crops.kept[0, -side * side :].reshape(side, side).cpu() for image in images)
 
     @torch.inference_mode()
     def _embed(
-        self, turns: Sequence[Turn], tokens: Sequence[Sequence[VisualTokens]]
+        self, turns: Sequence[Turn], reduced: Sequence[Sequence[ReducedImage]]
     ) -> tuple[list[Tensor], list[int]]:
-        """Embed the prompts with their pictures' tokens in place.
+        """Embed the prompts with their images' tokens in place.
 
         Args:
             turns: What to continue.
-            tokens: Per turn and picture the tokens of the crops.
+            reduced: Their images.
 
         Returns:
             Embeddings, (L, H) per turn, and how many of each are visual tokens.
@@ -283,18 +275,15 @@ class Assistant:
         Raises:
             UserError: If a prompt is longer than the model can read.
         """
-        prompts, images, visual_tokens = [], [], []
-        for turn, pictures in zip(turns, tokens, strict=True):
-            own = [
-                self.model.merge_crops(self.model.project(crops).split(), image.size)
-                for crops, image in zip(pictures, turn.images, strict=True)
-            ]
+        projected = self.encoder.project([image for images in reduced for image in images])
+        images = _deal(projected, list(map(len, reduced)))
+        prompts, visual_tokens = [], []
+        for turn, own in zip(turns, images, strict=True):
             ids = torch.tensor(tokenizer_image_token(turn.prompt, self.tokenizer), device=self.device)
             visual_tokens.append(sum(map(len, own)))
             self._check_length(len(ids) - len(own) + visual_tokens[-1])
             prompts.append(ids)
-            images.append(own)
-        return self.model.embed_prompts(prompts, images), visual_tokens
+        return self.encoder.embed(prompts, images), visual_tokens
 
     def _check_length(self, length: int) -> None:
         """Refuse a prompt that the model would have to cut.
@@ -326,7 +315,7 @@ class Chat:
         self.token_reduction: str | None = None
         self._assistant = assistant
         self._images = images
-        self._seen: tuple[SeenImage, ...] | None = None
+        self._seen: tuple[EncodedImage, ...] | None = None
         self._conversation = assistant.template.copy()
         self.prompt = ""
 
@@ -364,6 +353,12 @@ class Chat:
         self._conversation.append_message(self._conversation.roles[0], message)
         self._conversation.append_message(self._conversation.roles[1], answer.text)
         self.answers.append(answer)
+
+
+def _deal(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:
+    """Cut a sequence into lists of these lengths."""
+    rest = iter(items)
+    return [list(islice(rest, count)) for count in counts]
 
 
 def _pieces_of_one(running: Generator[list[str], None, list[Answer]]) -> Generator[str, None, Answer]:

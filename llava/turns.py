@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.token_reduction import Reducer
+from llava.model.prompt_encoder import EncodedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,6 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenImage:
-    """A picture after the vision encoder, before any question.
-
-    Attributes:
-        pixels: (C, 3, height, width).
-        patches: (C, N, D).
-        size: Width and height of the original in pixels.
-    """
-
-    pixels: Tensor
-    patches: Tensor
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Turn:
     """A prompt to be continued.
 
@@ -95,7 +81,7 @@ class Turn:
 
     prompt: str
     question: str
-    images: tuple[SeenImage, ...]
+    images: tuple[EncodedImage, ...]
     reducer: Reducer
 
     @property

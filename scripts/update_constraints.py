@@ -3,7 +3,6 @@
 Run it after ``scripts/test.sh --newest --all``: ``.venv-newest/bin/python scripts/update_constraints.py``.
 """
 
-import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -39,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,9 +6,9 @@ language model.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
-)
-from llava.conversation import user_turns
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import UserError
 from llava.internals import execution_device
-from llava.model.anyres import arrange_crops
 from llava.model.checkpoint_files import read_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens, parse_reduction
+from llava.model.multimodal_encoder.token_reduction import VisualTokens, parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.prompt_encoder import Images, PromptEncoder
 from llava.model.sharding import whole
-from llava.model.splice import (
-    Question,
-    SplicedBatch,
-    drop_padding,
-    expand_labels,
-    expand_placeholders,
-    fill_placeholders,
-    images_per_sample,
-    match_questions,
-    pad,
-    questions_of_samples,
-)
-
-logger = logging.getLogger(__name__)
-
-# Pixels of a batch: (I, 3, H, W), or crops of each image as (I, C, 3, H, W) or a list of (C, 3, H, W) or (3,
-# H, W).
-Images = Tensor | Sequence[Tensor]
+from llava.model.splice import ImageText
 
 
 class LlavaMetaModel:
@@ -163,7 +138,6 @@ class LlavaMetaForCausalLM(ABC):
     config: Any
     tokenizer: PreTrainedTokenizerBase | None = None
     """Reads the question from ``input_ids`` for callers that pass no ``texts``; set when loaded."""
-    _warned_of_cut = False
 
     @abstractmethod
     def get_model(self) -> Any:
@@ -180,60 +154,35 @@ class LlavaMetaForCausalLM(ABC):
         weight: Tensor = embeddings.weight
         return execution_device(embeddings) if weight.is_meta else weight.device
 
-    def encode_images(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
-        """See, reduce and project a batch of pictures.
+    @cached_property
+    def prompt_encoder(self) -> PromptEncoder:
+        """Embeds this model's prompts with their images in place."""
+        return PromptEncoder(self)
+
+    def encode_images(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
+        """Encode, reduce and project a batch of images: LLaVA's name.
 
         Args:
-            images: Pixels, (I, 3, H, W).
-            texts: The question of each image, see `CLIPVisionTower.forward`.
+            images: Pixels, (I, 3, height, width).
+            texts: What CLIP's text encoder reads for each image, see `CLIPVisionTower.forward`.
 
         Returns:
             Visual tokens in the language model's width: ``packed`` is (sum(counts), H).
-        """
-        tower = self.get_vision_tower()
-        if tower is None:
-            raise UserError("images were given to a model without a vision tower")
-        return self.project(tower(images, texts))
 
-    def project(self, tokens: VisualTokens) -> VisualTokens:
-        """Map packed tokens (sum(counts), D) to the language model's width, (sum(counts), H)."""
+        Raises:
+            UserError: If the model has no vision tower.
+        """
+        tokens: VisualTokens = self.prompt_encoder.tower(images, texts)
+        return VisualTokens(self.project_packed(tokens.packed), tokens.counts, tokens.kept)
+
+    def project_packed(self, packed: Tensor) -> Tensor:
+        """Map packed visual tokens (n, D) to the language model's width, (n, H)."""
         projector = self.get_model().mm_projector
-        placed = next(projector.parameters(), tokens.packed)
-        packed = tokens.packed.to(placed.dtype)
+        placed = next(projector.parameters(), packed)
+        packed = packed.to(placed.dtype)
         if not placed.is_meta:  # weights that accelerate keeps elsewhere fetch their inputs themselves
             packed = packed.to(placed.device)
-        packed = projector(packed)
-        return VisualTokens(packed, tokens.counts, tokens.kept)
-
-    def _tokens_per_image(
-        self, images: Images, image_sizes: Sequence[tuple[int, int]] | None, texts: list[Question] | None
-    ) -> list[Tensor]:
-        """Return the projected tokens of every image, one (n_i, H) each with its crops merged."""
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return list(self.encode_images(images, texts).split())
-        crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
-        if texts is not None and len(texts) == len(crops):
-            texts = [text for image, text in zip(crops, texts, strict=True) for _ in image]
-        tokens = self.encode_images(torch.cat(crops), texts).split()
-        merged, start = [], 0
-        for i, image in enumerate(crops):
-            own = tokens[start : start + len(image)]
-            start += len(image)
-            merged.append(self.merge_crops(own, image_sizes[i] if image_sizes is not None else None))
-        return merged
-
-    def merge_crops(self, crops: Sequence[Tensor], image_size: tuple[int, int] | None) -> Tensor:
-        """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
-        tower = self.get_vision_tower()
-        assert tower is not None
-        merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
-        # Reduced crops have no grid to be arranged on: their tokens follow one another.
-        if merge_type == "flat" or not isinstance(tower.token_reduction, NoReduction):
-            return torch.cat(list(crops))
-        newline = self.get_model().image_newline if "unpad" in merge_type else None
-        return arrange_crops(
-            crops, tower.num_patches_per_side, image_size, newline, self.config, tower.config
-        )
+        return projector(packed)
 
     def prepare_inputs_labels_for_multimodal(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         self,
@@ -244,7 +193,7 @@ class LlavaMetaForCausalLM(ABC):
         labels: Tensor | None,
         images: Images | None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
-        texts: Sequence[Question] | str | None = None,
+        texts: Sequence[ImageText] | str | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
         """Replace ids by embeddings with the visual tokens in them: LLaVA's name, arguments and result.
 
@@ -268,138 +217,18 @@ class LlavaMetaForCausalLM(ABC):
         """
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        batch = self.splice(
+        batch = self.prompt_encoder.splice(
             input_ids,
             attention_mask,
             labels,
             images,
             image_sizes=image_sizes,
             texts=texts,
-            side=self._padding_side(),
+            side=getattr(self.config, "tokenizer_padding_side", None) or "right",
         )
         mask = batch.attention_mask.to(torch.long if attention_mask is None else attention_mask.dtype)
         spliced_labels = None if labels is None else batch.labels
         return None, batch.position_ids, mask, past_key_values, batch.embeddings, spliced_labels
-
-    def splice(  # noqa: PLR0913 - that of `prepare_inputs_labels_for_multimodal`
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        images: Images | None,
-        *,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
-        texts: Sequence[Question] | str | None = None,
-        side: str = "right",
-    ) -> SplicedBatch:
-        """Embed a padded batch of prompts with their images' tokens in place.
-
-        Arguments are those of `prepare_inputs_labels_for_multimodal`.
-
-        Args:
-            input_ids: (B, L).
-            attention_mask: (B, L) or None.
-            labels: (B, L) or None.
-            images: Pixels, or None for text alone.
-            image_sizes: As above.
-            texts: As above.
-            side: Where the padding goes.
-        """
-        rows = drop_padding(input_ids, attention_mask)
-        label_rows = [
-            row.new_full(row.shape, IGNORE_INDEX) if labels is None else kept
-            for row, kept in zip(
-                rows, rows if labels is None else drop_padding(labels, attention_mask), strict=True
-            )
-        ]
-        count = 0 if images is None else len(images)
-        shown = images_per_sample(rows, count)
-        tokens: list[Tensor] = []
-        if images is not None:
-            questions = self._question_per_image(texts, rows, shown, count, all_turns=labels is not None)
-            tokens = self._tokens_per_image(images, image_sizes, questions)
-        # The empty slice ties a sample without a picture to the projector, which every process must run
-        # under ZeRO-3.
-        own = [[tokens[i] for i in indices] or [image[:0] for image in tokens[:1]] for indices in shown]
-        embedded = self.embed_prompts(rows, own)
-        expanded_labels = [
-            expand_labels(row_labels, row, [len(tokens[i]) for i in indices])[: len(embeddings)]
-            for row_labels, row, indices, embeddings in zip(label_rows, rows, shown, embedded, strict=True)
-        ]
-        return pad(embedded, expanded_labels, side)
-
-    def embed_prompts(self, rows: Sequence[Tensor], images: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Embed prompts with their images' projected tokens in place.
-
-        All ids are looked up at once: under ZeRO-3 processes with batches of different sizes would otherwise
-        wait for each other forever.
-
-        Args:
-            rows: Ids of every prompt, (L_i,) with one ``IMAGE_TOKEN_INDEX`` per image.
-            images: Per prompt one (n, H) per image.
-
-        Returns:
-            One (T_i, H) per prompt, cut at ``tokenizer_model_max_length`` if the config sets one.
-        """
-        expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
-        ids = torch.cat(expanded)
-        # As one sample (1, T), the shape that what is hooked to the embeddings (NEFTune) expects.
-        embeddings = self.get_model().embed_tokens(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)[None])[0]
-        pieces = embeddings.split([len(row) for row in expanded])
-        return [
-            fill_placeholders(row, piece, torch.cat([image.to(piece.device) for image in own]))
-            if own
-            else piece
-            for row, piece, own in zip(expanded, pieces, images, strict=True)
-        ]
-
-    def _expand(self, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
-        """Repeat the placeholders of a prompt (L,) per token of their images, and cut it: (T,)."""
-        is_shown = bool((ids == IMAGE_TOKEN_INDEX).any())
-        ids = expand_placeholders(ids, [len(image) for image in images] if is_shown else [])
-        limit = getattr(self.config, "tokenizer_model_max_length", None)
-        if limit is not None and len(ids) > limit:
-            self._warn_of_cut(len(ids), limit)
-            ids = ids[:limit]
-        return ids
-
-    def _warn_of_cut(self, length: int, limit: int) -> None:
-        if not self._warned_of_cut:
-            self._warned_of_cut = True
-            logger.warning(
-                "a prompt of %d tokens is cut at tokenizer_model_max_length, %d (said once)", length, limit
-            )
-
-    def _padding_side(self) -> str:
-        return getattr(self.config, "tokenizer_padding_side", None) or "right"
-
-    def _question_per_image(
-        self,
-        texts: Sequence[Question] | str | None,
-        rows: Sequence[Tensor],
-        shown: Sequence[range],
-        images: int,
-        all_turns: bool,
-    ) -> list[Question] | None:
-        """Match the caller's texts with the images, or read questions from the prompts' ids, (L,) each."""
-        tower = self.get_vision_tower()
-        if tower is None or not tower.token_reduction.needs_question:
-            return None
-        if texts is not None:
-            return match_questions(texts, shown, images)
-        if self.tokenizer is None:
-            return None
-        return questions_of_samples([self.question_in_ids(row, all_turns) for row in rows], shown, images)
-
-    def question_in_ids(self, ids: Tensor, all_turns: bool = False) -> Question:
-        """Read from a prompt's ids (L,) what the user asked last, or, as training does, in every turn."""
-        assert self.tokenizer is not None
-        stretches, start = [], 0
-        for end in [*(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]:
-            stretches.append(self.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False))
-            start = end + 1
-        turns = user_turns(DEFAULT_IMAGE_TOKEN.join(stretches))
-        return turns if all_turns else turns[-1]
 
     def set_token_reduction(self, setting: str | None) -> None:
         """Change the reduction of the loaded model and its config, as ``mm_vision_token_reduce_func`` would.

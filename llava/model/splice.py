@@ -15,8 +15,8 @@ from torch import Tensor
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 
-# What CLIP sees of one image's question: one text, or several (the human turns of a training sample).
-Question = str | Sequence[str]
+ImageText = str | Sequence[str]
+"""What CLIP's text encoder reads for one image: a text, or several (the human turns of a sample)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
     return owned
 
 
-def match_questions(texts: Sequence[Question] | str, shown: Sequence[range], images: int) -> list[Question]:
+def match_texts(texts: Sequence[ImageText] | str, shown: Sequence[range], images: int) -> list[ImageText]:
     """Match texts with images: one for all, one per image, or one per sample.
 
     Args:
@@ -94,16 +94,16 @@ def match_questions(texts: Sequence[Question] | str, shown: Sequence[range], ima
         return list(texts)
     if len(texts) != len(shown):
         raise UserError(f"{len(texts)} texts for {images} images in {len(shown)} prompts; give one per image")
-    return questions_of_samples(texts, shown, images)
+    return texts_of_samples(texts, shown, images)
 
 
-def questions_of_samples(texts: Sequence[Question], shown: Sequence[range], images: int) -> list[Question]:
-    """Give every image the question of the sample that shows it; one that none shows is never read."""
-    questions: list[Question] = [""] * images
+def texts_of_samples(texts: Sequence[ImageText], shown: Sequence[range], images: int) -> list[ImageText]:
+    """Give every image the text of the sample that shows it; one that none shows is never read."""
+    per_image: list[ImageText] = [""] * images
     for text, own in zip(texts, shown, strict=True):
         for image in own:
-            questions[image] = text
-    return questions
+            per_image[image] = text
+    return per_image
 
 
 def expand_placeholders(ids: Tensor, counts: Sequence[int]) -> Tensor:

@@ -85,7 +85,7 @@ def test_the_question_is_read_from_the_ids_exactly(parts):
     tokenizer, model, pixels = parts
     for question in [*QUESTIONS, "Line one\nline  two\tand — 这是什么? <b>", "ends with colon:"]:
         ids = encode(tokenizer, prompt(question))
-        assert model.question_in_ids(ids) == question
+        assert model.prompt_encoder.question_in_ids(ids) == question
         by_ids = model(ids.unsqueeze(0), images=pixels[:1]).logits
         by_text = model(ids.unsqueeze(0), images=pixels[:1], texts=[question]).logits
         assert torch.equal(by_ids, by_text)
@@ -108,7 +108,7 @@ def test_labels_give_loss_and_logits(parts):
     ids, mask = batch_of(tokenizer, [prompt(question) + " Yes.</s>" for question in QUESTIONS])
     labels = ids.masked_fill((mask == 0) | (ids == IMAGE_TOKEN_INDEX), IGNORE_INDEX)
     output = model(ids, attention_mask=mask, labels=labels, images=pixels)
-    batch = model.splice(ids, mask, labels, pixels)
+    batch = model.prompt_encoder.splice(ids, mask, labels, pixels)
     assert output.logits.shape[:2] == batch.labels.shape
     shifted = torch.nn.functional.cross_entropy(
         output.logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
@@ -209,9 +209,9 @@ def test_the_reduction_changes_at_run_time_and_is_refused_when_wrong(parts):
 def test_a_prompt_is_cut_at_the_configured_length_with_its_tokens(parts, monkeypatch):
     tokenizer, model, pixels = parts
     ids, mask = batch_of(tokenizer, [prompt("What?"), prompt("And what else is there?")])
-    whole = model.splice(ids, mask, ids, pixels[:2])
+    whole = model.prompt_encoder.splice(ids, mask, ids, pixels[:2])
     monkeypatch.setattr(model.config, "tokenizer_model_max_length", 20, raising=False)
-    cut = model.splice(ids, mask, ids, pixels[:2])
+    cut = model.prompt_encoder.splice(ids, mask, ids, pixels[:2])
     assert torch.equal(cut.embeddings, whole.embeddings[:, :20])
     assert torch.equal(cut.labels, whole.labels[:, :20])
 

@@ -11,7 +11,7 @@ from llava.model.splice import (
     expand_placeholders,
     fill_placeholders,
     images_per_sample,
-    match_questions,
+    match_texts,
     pad,
 )
 
@@ -83,11 +83,11 @@ def test_a_mismatch_prints_both_numbers(placeholders, images):
 
 def test_questions_are_given_once_per_image_or_per_sample():
     shown = [range(0, 2), range(2, 2), range(3, 4)]  # image 2 belongs to the sample without a placeholder
-    assert match_questions("q", shown, 4) == ["q"] * 4
-    assert match_questions(["a", "b", "c", "d"], shown, 4) == ["a", "b", "c", "d"]
-    assert match_questions(["a", "b", ["c", "d"]], shown, 4) == ["a", "a", "", ["c", "d"]]
+    assert match_texts("q", shown, 4) == ["q"] * 4
+    assert match_texts(["a", "b", "c", "d"], shown, 4) == ["a", "b", "c", "d"]
+    assert match_texts(["a", "b", ["c", "d"]], shown, 4) == ["a", "a", "", ["c", "d"]]
     with pytest.raises(UserError, match="2 texts for 4 images in 3 prompts"):
-        match_questions(["a", "b"], shown, 4)
+        match_texts(["a", "b"], shown, 4)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

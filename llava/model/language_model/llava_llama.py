@@ -12,8 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
-from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.splice import Question
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.prompt_encoder import Images
+from llava.model.splice import ImageText
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -56,7 +57,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         labels: Tensor | None = None,
         images: Images | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
-        texts: Sequence[Question] | str | None = None,
+        texts: Sequence[ImageText] | str | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model on a batch of prompts and pictures.
@@ -107,7 +108,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         inputs: Tensor | None = None,
         images: Images | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
-        texts: Sequence[Question] | str | None = None,
+        texts: Sequence[ImageText] | str | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Answer a batch of prompts; transformers' generation arguments apply.
@@ -131,7 +132,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             return super().generate(**kwargs)
         kwargs.pop("position_ids", None)
         # A new token follows the last position, so whatever the caller's padding was, it moves to the left.
-        batch = self.splice(
+        batch = self.prompt_encoder.splice(
             ids,
             kwargs.pop("attention_mask", None),
             None,

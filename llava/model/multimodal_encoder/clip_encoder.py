@@ -6,6 +6,7 @@ Shapes: B images, N patches per image, D tower width, E width of CLIP's joint sp
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,11 +37,14 @@ from llava.model.multimodal_encoder.token_reduction import (
     patch_relevance,
     patch_scores,
 )
-from llava.model.splice import Question
+from llava.model.splice import ImageText
 from llava.tokenizer import load_clip_tokenizer
 
 logger = logging.getLogger(__name__)
 
+# Guards text encoders and what they remember, for which threads may ask at once. One lock serves all towers,
+# since a module that holds a lock could not be copied.
+_TEXT_LOCK = threading.RLock()
 ATTENTION = "sdpa"  # never what a config names, which may be a kernel on a hub
 SELECT_FEATURES = ("patch", "cls_patch")
 REMEMBERED_TEXTS = 4096  # embeddings of the last distinct questions; at 768 floats each, 12 MiB
@@ -163,9 +167,17 @@ class CLIPVisionTower(nn.Module):
             UserError: If the setting is not accepted, or CLIP's folder has no text half.
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
-        if self.is_loaded and reducer.needs_question and self.text_tower is None:
-            self._load_text_tower()
+        if self.is_loaded and reducer.needs_question:
+            self._loaded_text_tower()
         self.token_reduction = reducer
+
+    def _loaded_text_tower(self) -> CLIPTextModelWithProjection:
+        """Return CLIP's text half, loaded by the first that asks for it."""
+        with _TEXT_LOCK:
+            if self.text_tower is None:
+                self._load_text_tower()
+            assert self.text_tower is not None
+            return self.text_tower
 
     def _load_text_tower(self) -> None:
         if self._text_config is None:
@@ -177,11 +189,11 @@ class CLIPVisionTower(nn.Module):
             self._require("vocab.json")
             self._require("merges.txt")
         self.text_tokenizer = load_clip_tokenizer(self.folder)
-        self.text_tower = _load_text_half(self._text_config, self.folder)
-        self.text_tower.to(device=self.device, dtype=self.dtype)
+        text_tower = _load_text_half(self._text_config, self.folder)
+        self.text_tower = text_tower.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, texts: Sequence[Question] | str | None = None) -> VisualTokens:
+    def forward(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
         """See a batch of images and keep what matters for their questions.
 
         Args:
@@ -215,7 +227,7 @@ class CLIPVisionTower(nn.Module):
         self,
         patches: Tensor,
         images: Tensor,
-        texts: Sequence[Question] | str | None,
+        texts: Sequence[ImageText] | str | None,
         reducer: Reducer | None = None,
     ) -> VisualTokens:
         """Reduce (B, N, D) patches of (B, 3, H, W) images by the reducer in force or, once, by another."""
@@ -224,7 +236,7 @@ class CLIPVisionTower(nn.Module):
         relevance = partial(self._relevance, patches, texts)
         return reducer(ReducerInputs(patches, images, relevance))
 
-    def _relevance(self, patches: Tensor, texts: Sequence[Question] | str | None) -> Tensor:
+    def _relevance(self, patches: Tensor, texts: Sequence[ImageText] | str | None) -> Tensor:
         """Relevance of (B, N, D) patches to the questions, (B, N)."""
         questions = self.encode_questions(_one_question_per_image(texts, len(patches)))
         return patch_relevance(self.score_patches(patches, questions))
@@ -238,7 +250,7 @@ class CLIPVisionTower(nn.Module):
             return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
 
     @torch.no_grad()
-    def encode_questions(self, questions: Sequence[Question]) -> Tensor:
+    def encode_questions(self, questions: Sequence[ImageText]) -> Tensor:
         """Project questions into CLIP's joint space, (B, E): per image its text, or the mean of its texts.
 
         Every distinct text is encoded by itself and without padding, so that no answer depends on its
@@ -255,25 +267,24 @@ class CLIPVisionTower(nn.Module):
 
     def _embed_text(self, text: str) -> Tensor:
         """Look up or encode one text, (E,): a frozen text tower says the same whenever it is asked."""
-        embedding = self._text_embeddings.get(text)
-        if embedding is None:
-            if len(self._text_embeddings) >= REMEMBERED_TEXTS:
-                self._text_embeddings.pop(next(iter(self._text_embeddings)), None)
-            self._text_embeddings[text] = embedding = self._encode_text(text)
-        return embedding
+        with _TEXT_LOCK:
+            embedding = self._text_embeddings.get(text)
+            if embedding is None:
+                if len(self._text_embeddings) >= REMEMBERED_TEXTS:
+                    self._text_embeddings.pop(next(iter(self._text_embeddings)), None)
+                self._text_embeddings[text] = embedding = self._encode_text(text)
+            return embedding
 
     def _encode_text(self, text: str) -> Tensor:
         """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
-        if self.text_tower is None:  # a reduction asked for by one request alone
-            self._load_text_tower()
-        assert self.text_tower is not None
-        limit = self.text_tower.config.max_position_embeddings
+        text_tower = self._loaded_text_tower()
+        limit = text_tower.config.max_position_embeddings
         ids = self.text_tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > limit:
             self._warn_of_long_question(len(ids), limit)
             ids = ids[: limit - 1] + ids[-1:]
         with self._exact():
-            embedded = self.text_tower(torch.tensor([ids], device=self.device)).text_embeds
+            embedded = text_tower(torch.tensor([ids], device=self.device)).text_embeds
         return embedded[0].float()
 
     def _warn_of_long_question(self, length: int, limit: int) -> None:
@@ -287,7 +298,8 @@ class CLIPVisionTower(nn.Module):
 
     def forget_texts(self) -> None:
         """Forget the embeddings of questions, because the weights that made them have changed."""
-        self._text_embeddings.clear()
+        with _TEXT_LOCK:
+            self._text_embeddings.clear()
 
     def _apply(self, *args: Any, **kwargs: Any) -> CLIPVisionTower:
         """Move or convert the weights, as ``.to()`` does."""
@@ -332,7 +344,7 @@ class CLIPVisionTower(nn.Module):
         return self.num_patches_per_side**2
 
 
-def _one_question_per_image(texts: Sequence[Question] | str | None, images: int) -> list[Question]:
+def _one_question_per_image(texts: Sequence[ImageText] | str | None, images: int) -> list[ImageText]:
     """Match questions with images.
 
     Raises:
@@ -343,7 +355,7 @@ def _one_question_per_image(texts: Sequence[Question] | str | None, images: int)
             "the token reduction reads the question, and none was given: pass texts=, or load the model with "
             "load_pretrained_model so that it can read the question from input_ids"
         )
-    questions: list[Question] = [texts] if isinstance(texts, str) else list(texts)
+    questions: list[ImageText] = [texts] if isinstance(texts, str) else list(texts)
     if len(questions) == 1:
         return questions * images
     if len(questions) != images:

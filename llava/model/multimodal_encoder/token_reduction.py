@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Protocol
 
 import torch
@@ -50,6 +51,20 @@ class VisualTokens:
     def split(self) -> tuple[Tensor, ...]:
         """Return one (n_i, D) view per image."""
         return self.packed.split(self.counts)
+
+    def split_images(self, crops: Sequence[int]) -> list[VisualTokens]:
+        """Return the visual tokens of each image, where the batch held several crops of each.
+
+        Args:
+            crops: Their number per image.
+        """
+        images, start = [], 0
+        lengths = list(self.counts)
+        per_image = [lengths[end - count : end] for count, end in zip(crops, accumulate(crops), strict=True)]
+        for packed, counts in zip(self.packed.split(list(map(sum, per_image))), per_image, strict=True):
+            images.append(VisualTokens(packed, tuple(counts), self.kept[start : start + len(counts)]))
+            start += len(counts)
+        return images
 
 
 def patch_scores(patches: Tensor, questions: Tensor, projection: Tensor) -> Tensor:

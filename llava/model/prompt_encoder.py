@@ -1,0 +1,330 @@
+"""From images, texts and ids to the embeddings of a prompt: encode, reduce, project, splice, each done here.
+
+``generate``, training and the `Assistant` come through here. Nothing here needs the layers of the language
+model, so that an engine in another process can have those alone.
+
+Shapes: B prompts, L_i ids of prompt i, T_i its length with visual tokens, C crops of an image (one, unless it
+was cut for ``anyres``), N patches per crop, D width of the vision tower, H width of the language model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import user_turns
+from llava.errors import UserError
+from llava.mm_utils import process_images
+from llava.model.anyres import arrange_crops
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens
+from llava.model.splice import (
+    ImageText,
+    SplicedBatch,
+    drop_padding,
+    expand_labels,
+    expand_placeholders,
+    fill_placeholders,
+    images_per_sample,
+    match_texts,
+    pad,
+    texts_of_samples,
+)
+
+if TYPE_CHECKING:
+    from llava.model.llava_arch import LlavaMetaForCausalLM
+
+logger = logging.getLogger(__name__)
+
+Images = Tensor | Sequence[Tensor]
+"""Pixels of I images: (I, 3, height, width), or crops of each image as (I, C, 3, height, width) or a list of
+(C, 3, height, width) or (3, height, width)."""
+Size = tuple[int, int]
+"""Width and height of an image in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image after the vision encoder, before any question.
+
+    Attributes:
+        pixels: (C, 3, height, width).
+        patches: (C, N, D).
+        size: Of the original.
+    """
+
+    pixels: Tensor
+    patches: Tensor
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class ReducedImage:
+    """What a reducer left of an image.
+
+    Attributes:
+        crops: Visual tokens of its crops, in the vision tower's width.
+        size: Of the original; None where nobody said so.
+        reducer: What reduced it.
+    """
+
+    crops: VisualTokens
+    size: Size | None
+    reducer: Reducer
+
+
+class PromptEncoder:
+    """Embeds prompts with the visual tokens of their images in place.
+
+    Args:
+        model: Holds the vision tower, the projector, the embedding table, the tokenizer and the config.
+    """
+
+    def __init__(self, model: LlavaMetaForCausalLM) -> None:
+        self._model = model
+        self._has_warned_of_cut = False
+
+    @property
+    def config(self) -> Any:
+        """The LLaVA config."""
+        return self._model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids are embedded."""
+        return self._model.input_device
+
+    @property
+    def tower(self) -> CLIPVisionTower:
+        """The vision tower.
+
+        Raises:
+            UserError: If the model has none.
+        """
+        tower = self._model.get_vision_tower()
+        if tower is None:
+            raise UserError("images were given to a model without a vision tower")
+        return tower
+
+    @property
+    def reducer(self) -> Reducer:
+        """The reducer that the model's config names."""
+        tower = self._model.get_vision_tower()
+        return NoReduction() if tower is None else tower.token_reduction
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """Run the vision encoder over images in RGB, once for all questions about them.
+
+        Raises:
+            UserError: If the model has no vision tower.
+        """
+        if not images:
+            return []
+        tower = self.tower
+        pixels = list(process_images(list(images), tower.image_processor, self.config))
+        crops = [one if one.ndim == 4 else one.unsqueeze(0) for one in pixels]
+        patches = tower.encode(torch.cat(crops)).split([len(one) for one in crops])
+        sizes = [image.size for image in images]
+        return [EncodedImage(*parts) for parts in zip(crops, patches, sizes, strict=True)]
+
+    @torch.inference_mode()
+    def reduce(
+        self, images: Sequence[EncodedImage], texts: Sequence[ImageText], reducers: Sequence[Reducer]
+    ) -> list[ReducedImage]:
+        """Choose the visual tokens of images; those with the same reducer are reduced together.
+
+        Args:
+            images: From `encode_images`.
+            texts: What CLIP's text encoder reads for each.
+            reducers: For each.
+        """
+        reduced: dict[int, ReducedImage] = {}
+        for reducer in dict.fromkeys(reducers):
+            own = [i for i, one in enumerate(reducers) if one == reducer]
+            counts = [len(images[i].patches) for i in own]
+            tokens = self.tower.reduce(
+                torch.cat([images[i].patches for i in own]),
+                torch.cat([images[i].pixels for i in own]),
+                [texts[i] for i, count in zip(own, counts, strict=True) for _ in range(count)],
+                reducer,
+            )
+            for i, crops in zip(own, tokens.split_images(counts), strict=True):
+                reduced[i] = ReducedImage(crops, images[i].size, reducer)
+        return [reduced[i] for i in range(len(images))]
+
+    def project(self, images: Sequence[ReducedImage]) -> list[Tensor]:
+        """Map visual tokens to the language model's width and join those of each image's crops.
+
+        The projector runs once, whatever the images' number.
+
+        Returns:
+            One (n, H) per image.
+        """
+        if not images:
+            return []
+        projected = self._model.project_packed(torch.cat([image.crops.packed for image in images]))
+        pieces = projected.split([sum(image.crops.counts) for image in images])
+        return [
+            self._join_crops(piece.split(image.crops.counts), image)
+            for piece, image in zip(pieces, images, strict=True)
+        ]
+
+    def _join_crops(self, crops: Sequence[Tensor], image: ReducedImage) -> Tensor:
+        """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
+        merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
+        # Reduced crops have no grid to be arranged on: their tokens follow one another.
+        if merge_type == "flat" or not isinstance(image.reducer, NoReduction):
+            return torch.cat(list(crops))
+        newline = self._model.get_model().image_newline if "unpad" in merge_type else None
+        tower = self.tower
+        return arrange_crops(
+            crops, tower.num_patches_per_side, image.size, newline, self.config, tower.config
+        )
+
+    def embed(self, rows: Sequence[Tensor], images: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Embed prompts with their images' projected tokens in place.
+
+        All ids are looked up at once: under ZeRO-3 processes with batches of different sizes would otherwise
+        wait for each other forever.
+
+        Args:
+            rows: Ids of every prompt, (L_i,) with one ``IMAGE_TOKEN_INDEX`` per image.
+            images: Per prompt one (n, H) per image.
+
+        Returns:
+            One (T_i, H) per prompt, cut at ``tokenizer_model_max_length`` if the config sets one.
+        """
+        expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
+        ids = torch.cat(expanded)
+        table = self._model.get_model().embed_tokens
+        # As one sample (1, T), the shape that what is hooked to the embeddings (NEFTune) expects.
+        embeddings = table(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)[None])[0]
+        pieces = embeddings.split([len(row) for row in expanded])
+        return [
+            fill_placeholders(row, piece, torch.cat([image.to(piece.device) for image in own]))
+            if own
+            else piece
+            for row, piece, own in zip(expanded, pieces, images, strict=True)
+        ]
+
+    def _expand(self, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Repeat the placeholders of a prompt (L,) per token of their images, and cut it: (T,)."""
+        is_shown = bool((ids == IMAGE_TOKEN_INDEX).any())
+        ids = expand_placeholders(ids, [len(image) for image in images] if is_shown else [])
+        limit = getattr(self.config, "tokenizer_model_max_length", None)
+        if limit is not None and len(ids) > limit:
+            self._warn_of_cut(len(ids), limit)
+            ids = ids[:limit]
+        return ids
+
+    def _warn_of_cut(self, length: int, limit: int) -> None:
+        if not self._has_warned_of_cut:
+            self._has_warned_of_cut = True
+            logger.warning(
+                "a prompt of %d tokens is cut at tokenizer_model_max_length, %d (logged once)", length, limit
+            )
+
+    def splice(  # noqa: PLR0913 - that of LLaVA's `prepare_inputs_labels_for_multimodal`
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        images: Images | None,
+        *,
+        image_sizes: Sequence[Size] | None = None,
+        texts: Sequence[ImageText] | str | None = None,
+        side: str = "right",
+    ) -> SplicedBatch:
+        """Embed a padded batch of prompts with their images' tokens in place.
+
+        Args:
+            input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
+            attention_mask: Which ids are no padding, (B, L); None if all are.
+            labels: (B, L), or None.
+            images: Pixels of all images in the order of their placeholders, or None for text alone.
+            image_sizes: Width and height of the images in pixels; read for ``anyres`` only.
+            texts: What CLIP's text encoder reads per image, or per sample, or for all; read from
+                ``input_ids`` if missing.
+            side: Where the padding goes.
+
+        Raises:
+            UserError: If placeholders and images do not match, or a text is needed and cannot be had.
+        """
+        rows = drop_padding(input_ids, attention_mask)
+        label_rows = [
+            row.new_full(row.shape, IGNORE_INDEX) if labels is None else kept
+            for row, kept in zip(
+                rows, rows if labels is None else drop_padding(labels, attention_mask), strict=True
+            )
+        ]
+        count = 0 if images is None else len(images)
+        shown = images_per_sample(rows, count)
+        tokens: list[Tensor] = []
+        if images is not None:
+            image_texts = self._text_per_image(texts, rows, shown, count, all_turns=labels is not None)
+            tokens = self.project(self._reduce_pixels(images, image_sizes, image_texts))
+        # The empty slice ties a sample without an image to the projector, which every process must run
+        # under ZeRO-3.
+        own = [[tokens[i] for i in indices] or [image[:0] for image in tokens[:1]] for indices in shown]
+        embedded = self.embed(rows, own)
+        expanded_labels = [
+            expand_labels(row_labels, row, [len(tokens[i]) for i in indices])[: len(embeddings)]
+            for row_labels, row, indices, embeddings in zip(label_rows, rows, shown, embedded, strict=True)
+        ]
+        return pad(embedded, expanded_labels, side)
+
+    def _reduce_pixels(
+        self, images: Images, image_sizes: Sequence[Size] | None, texts: Sequence[ImageText] | None
+    ) -> list[ReducedImage]:
+        """Encode and reduce pixels by the model's own reducer."""
+        tower = self.tower
+        if isinstance(images, Tensor) and images.ndim == 4:
+            pixels, counts = images, [1] * len(images)
+        else:
+            crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
+            pixels, counts = torch.cat(crops), [len(image) for image in crops]
+        if texts is not None and len(texts) == len(counts):
+            texts = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
+        sizes: Sequence[Size | None] = image_sizes or [None] * len(counts)
+        # Called as a module, because training counts what comes out of it.
+        tokens: VisualTokens = tower(pixels, texts)
+        return [
+            ReducedImage(crops, size, tower.token_reduction)
+            for crops, size in zip(tokens.split_images(counts), sizes, strict=True)
+        ]
+
+    def _text_per_image(
+        self,
+        texts: Sequence[ImageText] | str | None,
+        rows: Sequence[Tensor],
+        shown: Sequence[range],
+        images: int,
+        all_turns: bool,
+    ) -> list[ImageText] | None:
+        """Match the caller's texts with the images, or read them from the prompts' ids, (L_i,) each."""
+        if not self.tower.token_reduction.needs_question:
+            return None
+        if texts is not None:
+            return match_texts(texts, shown, images)
+        if self._model.tokenizer is None:
+            return None
+        return texts_of_samples([self.question_in_ids(row, all_turns) for row in rows], shown, images)
+
+    def question_in_ids(self, ids: Tensor, all_turns: bool = False) -> ImageText:
+        """Read from a prompt's ids (L,) what the user asked last, or, as training does, in every turn."""
+        tokenizer = self._model.tokenizer
+        assert tokenizer is not None
+        stretches, start = [], 0
+        for end in [*(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]:
+            stretches.append(tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False))
+            start = end + 1
+        turns = user_turns(DEFAULT_IMAGE_TOKEN.join(stretches))
+        return turns if all_turns else turns[-1]
