@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.engine.base import Generation
+    from llava.messages import Answer, Failure, Message, Request
     from llava.model.builder import load_pretrained_model
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.turns import Answer, Question
 
 __version__ = "0.1.0"
 
 # Where each public name lives: it is imported on first use, so that `import llava` needs no torch.
 _HOMES = {
-    "Answer": "llava.turns",
+    "Answer": "llava.messages",
     "Assistant": "llava.assistant",
     "Generation": "llava.engine.base",
-    "Question": "llava.turns",
+    "Failure": "llava.messages",
+    "Message": "llava.messages",
+    "Request": "llava.messages",
     "LlavaConfig": "llava.model.language_model.llava_llama",
     "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
     "load_pretrained_model": "llava.model.builder",
@@ -28,10 +30,12 @@ _HOMES = {
 __all__ = [
     "Answer",
     "Assistant",
+    "Failure",
     "Generation",
     "LlavaConfig",
     "LlavaLlamaForCausalLM",
-    "Question",
+    "Message",
+    "Request",
     "__version__",
     "load_pretrained_model",
 ]

@@ -15,7 +15,7 @@ from llava.utils import printable, refuse_overwriting
 from llava.visualize import draw_kept
 
 if TYPE_CHECKING:
-    from llava.assistant import Answer, Cost
+    from llava.messages import Answer, Cost
 
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 
@@ -97,7 +97,7 @@ def describe_cost(cost: "Cost") -> str:
     return (
         f"{cost.patches} patches -> {cost.visual_tokens} visual tokens; "
         f"vision {cost.vision_ms:.0f} ms, reduction {cost.reduction_ms:.1f} ms, "
-        f"first token {cost.first_token_ms:.0f} ms, rest {cost.rest_ms:.0f} ms ({tokens})"
+        f"prefill {cost.prefill_ms:.0f} ms, decode {cost.decode_ms:.0f} ms ({tokens})"
     )
 
 

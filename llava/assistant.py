@@ -1,14 +1,15 @@
-"""A loaded model that answers questions about pictures: the one road of command line, benchmarks and servers.
+"""A loaded model that answers requests: the single entry point of command lines, benchmarks and servers.
 
 Shapes: H width of the language model, L positions of a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -16,25 +17,108 @@ from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, choose_template, clip_text, find_template, wrap_image_tokens
-from llava.engine.answer_text import AnswerText
-from llava.engine.base import Engine, Generation
+from llava.engine.base import Engine, Event, Generation
+from llava.engine.router import Router
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.errors import MissingFileError, UserError
+from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.loading import LoadedModel, load_checkpoint
 from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
 from llava.model.placement import choose_placement
 from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
-from llava.turns import Answer, Cost, Question, Turn
-
-Item = TypeVar("Item")
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
+BATCH_SIZE = 16  # requests that are encoded and answered together
+
+Encoded = dict[Hashable, EncodedImage]
+"""Images that have been through the vision encoder, under the `_key` of their sources."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request as the model reads it.
+
+    Attributes:
+        text: Rendered conversation with one ``<image>`` per image.
+        clip_text: What CLIP's text encoder reads.
+        images: Sources of all images, in the order of their placeholders.
+        reducer: Of this request.
+        generation: Of this request, with the text that ends a turn of the template.
+    """
+
+    text: str
+    clip_text: str
+    images: tuple[ImageSource, ...]
+    reducer: Reducer
+    generation: Generation
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request on its way through vision encoder, reducer and engine.
+
+    Attributes:
+        request: What was asked.
+        prompt: As the model reads it; None if it cannot be rendered.
+        patches: Patches of all images.
+        vision_ms: This request's share.
+        reduction_ms: Likewise.
+        images: Its images, reduced.
+        kept: See `Answer`.
+        visual_tokens: Tokens of all images in the prompt.
+        engine_id: Its id there; -1 before.
+        prefill_ms: Likewise a share.
+        decode_ms: Likewise.
+        new_tokens: Tokens of the answer so far.
+        text: Of the answer so far.
+        result: What came of it, once it has ended.
+    """
+
+    request: Request
+    prompt: _Prompt | None = None
+    patches: int = 0
+    vision_ms: float = 0.0
+    reduction_ms: float = 0.0
+    images: Sequence[ReducedImage] = ()
+    kept: tuple[Tensor, ...] = ()
+    visual_tokens: int = 0
+    engine_id: int = -1
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    new_tokens: int = 0
+    text: str = ""
+    result: Answer | Failure | None = None
+
+    def fail(self, error: UserError) -> None:
+        """End without an answer."""
+        self.result = Failure(error, self.request.id)
+
+    def take(self, event: Event) -> str:
+        """Add what the engine did, and return the text that it added."""
+        if self.new_tokens == 0:
+            self.prefill_ms += event.milliseconds
+        else:
+            self.decode_ms += event.milliseconds
+        self.new_tokens += event.token is not None
+        self.text += event.text
+        if event.finished:
+            cost = Cost(
+                patches=self.patches,
+                visual_tokens=self.visual_tokens,
+                new_tokens=self.new_tokens,
+                vision_ms=self.vision_ms,
+                reduction_ms=self.reduction_ms,
+                prefill_ms=self.prefill_ms,
+                decode_ms=self.decode_ms,
+            )
+            self.result = Answer(self.text, cost, self.kept, event.finished, self.request.id)
+        return event.text
 
 
 class Assistant:
-    """A model, its template and an engine.
+    """A model, its template and an engine; several threads may ask it at once.
 
     Args:
         loaded: From `llava.model.loading.load_checkpoint`.
@@ -47,7 +131,7 @@ class Assistant:
         self.tokenizer = loaded.tokenizer
         self.image_processor = loaded.image_processor
         self.template = template
-        self.engine = engine or TransformersEngine(loaded.model, [loaded.tokenizer.eos_token_id])
+        self.router = Router(engine or TransformersEngine(loaded.model, loaded.tokenizer))
 
     @classmethod
     def load(  # noqa: PLR0913 - one argument per choice of a command line
@@ -99,73 +183,153 @@ class Assistant:
         )
         return cls(loaded, find_template(name))
 
-    def answer(
-        self, question: str, image: Image.Image | None = None, options: Generation | None = None
-    ) -> Answer:
-        """Answer one question about one picture, or about none.
-
-        Raises:
-            UserError: If the question is empty, too long, or does not fit the picture.
-        """
-        return self.answer_all([Question(question, () if image is None else (image,))], options)[0]
-
-    def answer_all(
-        self, questions: Sequence[Question], options: Generation | None = None, batch_size: int = 16
-    ) -> list[Answer]:
-        """Answer many questions, in their order; a picture that several of a batch share is encoded once.
-
-        Args:
-            questions: Any number.
-            options: How the answers are written.
-            batch_size: How many run together.
-
-        Raises:
-            UserError: If a question is empty, too long, or does not fit its pictures.
-        """
-        answers: list[Answer] = []
-        for start in range(0, len(questions), batch_size):
-            watch = Stopwatch(self.device)
-            batch = questions[start : start + batch_size]
-            pictures = {id(image): image for question in batch for image in question.images}
-            seen = dict(zip(pictures, self.see(list(pictures.values())), strict=True))
-            turns = [self._first_turn(question, seen) for question in batch]
-            answers += _finish(self.run(turns, options or Generation(), watch.lap()))
-        return answers
-
-    def stream(
-        self, question: str, image: Image.Image | None = None, options: Generation | None = None
-    ) -> Iterator[str]:
-        """Answer one question piece by piece; see `answer`."""
-        return self.chat(image).stream(question, options)
-
-    def chat(self, *images: Image.Image | None) -> Chat:
-        """Begin a conversation about pictures, or about none."""
-        return Chat(self, tuple(image for image in images if image is not None))
-
-    @property
-    def device(self) -> torch.device:
-        """Where prompts are embedded."""
-        return self.model.input_device
-
     @property
     def encoder(self) -> PromptEncoder:
         """Embeds prompts."""
         return self.model.prompt_encoder
 
-    def see(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """Run the vision encoder over pictures, once for all questions about them.
+    def answer(
+        self, question: str, image: Image.Image | None = None, generation: Generation | None = None
+    ) -> Answer:
+        """Answer one question about one image, or about none.
 
         Raises:
-            UserError: If the model is blind.
+            UserError: If the question is empty, too long, or does not fit the image.
         """
-        return self.encoder.encode_images(images)
+        images = () if image is None else (image,)
+        request = Request.ask(question, *images, generation=generation or Generation())
+        (result,) = self.answer_all([request])
+        if isinstance(result, Failure):
+            raise result.error
+        return result
 
-    def render(self, text: str, images: int) -> str:
-        """Put the placeholders of ``images`` pictures in front of a message that has none.
+    def answer_all(
+        self, requests: Iterable[Request], batch_size: int = BATCH_SIZE
+    ) -> Iterator[Answer | Failure]:
+        """Answer any number of requests, in their order, each as soon as it and those before it are done.
+
+        Requests are taken, and their images read, a few at a time, so that millions run in bounded memory; an
+        image that several of them share is encoded once. A request that cannot be answered yields its error
+        in its place, and the others go on.
+
+        Args:
+            requests: Taken one after the other.
+            batch_size: How many are answered together; twice as many are taken ahead of the oldest.
+        """
+        source = iter(requests)
+        jobs: deque[_Job] = deque()
+        running: dict[int, _Job] = {}
+        is_exhausted = False
+        try:
+            while jobs or not is_exhausted:
+                room = min(batch_size - len(running), 2 * batch_size - len(jobs))
+                if not is_exhausted and (room >= (batch_size + 1) // 2 or not running):
+                    taken = list(islice(source, room))
+                    is_exhausted = len(taken) < room
+                    begun = self._begin(taken)
+                    jobs += begun
+                    running |= {job.engine_id: job for job in begun if job.result is None}
+                while jobs and (result := jobs[0].result) is not None:
+                    jobs.popleft()
+                    yield result
+                if running:
+                    event = self.router.wait(running)
+                    running[event.id].take(event)
+                    if event.finished:
+                        del running[event.id]
+        finally:
+            for engine_id in running:
+                self.router.cancel(engine_id)
+
+    def stream(self, request: Request, encoded: Encoded | None = None) -> Generator[str, None, Answer]:
+        """Answer one request piece by piece; closing the generator ends the work.
+
+        Args:
+            request: What to answer.
+            encoded: Images that were encoded before; those of this request are added.
+
+        Yields:
+            Text, as it becomes certain.
+
+        Returns:
+            The answer.
 
         Raises:
-            UserError: If the message is empty, or its placeholders are not as many as the pictures.
+            UserError: If the request cannot be answered.
         """
+        (job,) = self._begin([request], encoded)
+        try:
+            while job.result is None:
+                if piece := job.take(self.router.wait([job.engine_id])):
+                    yield piece
+        finally:
+            if job.result is None:
+                self.router.cancel(job.engine_id)
+        if isinstance(job.result, Failure):
+            raise job.result.error
+        return job.result
+
+    def chat(self, *images: Image.Image | None) -> Chat:
+        """Begin a conversation about images, or about none."""
+        return Chat(self, tuple(image for image in images if image is not None))
+
+    def render(self, request: Request) -> str:
+        """Return the prompt of a request, with one ``<image>`` per image.
+
+        Raises:
+            UserError: If a message of the user is empty, or its placeholders are not as many as its images.
+        """
+        return self._prompt(request).text
+
+    def _begin(self, requests: Sequence[Request], encoded: Encoded | None = None) -> list[_Job]:
+        """Encode requests together and hand them to the engine; those that fail have a result already."""
+        jobs = [_Job(request) for request in requests]
+        for job in jobs:
+            try:
+                job.prompt = self._prompt(job.request)
+            except UserError as error:
+                job.fail(error)
+        with torch.inference_mode():
+            self._encode(jobs, {} if encoded is None else encoded)
+            self._submit([job for job in jobs if job.result is None])
+        return jobs
+
+    def _prompt(self, request: Request) -> _Prompt:
+        """Render a request.
+
+        Raises:
+            UserError: See `render`.
+        """
+        template = self.template if request.template is None else find_template(request.template)
+        conversation = template.copy()
+        words = ""
+        for message in request.messages:
+            if message.role == "system":
+                conversation.system = message.text
+            elif message.role == "assistant":
+                conversation.append_message(conversation.roles[1], message.text)
+            else:
+                conversation.append_message(conversation.roles[0], self._with_placeholders(message, template))
+                words = clip_text(message.text)
+        conversation.append_message(conversation.roles[1], None)
+        stop = dict.fromkeys((*request.generation.stop, template.ends[1]))
+        reducer = request.token_reduction
+        assert not isinstance(reducer, str)  # the request has read it
+        return _Prompt(
+            text=conversation.get_prompt(),
+            clip_text=words if request.clip_text is None else request.clip_text,
+            images=tuple(image for message in request.messages for image in message.images),
+            reducer=self.encoder.reducer if reducer is None else reducer,
+            generation=replace(request.generation, stop=tuple(stop)),
+        )
+
+    def _with_placeholders(self, message: Message, template: Conversation) -> str:
+        """Put placeholders in front of a user's message that has images and none.
+
+        Raises:
+            UserError: If the message is empty, or its placeholders are not as many as its images.
+        """
+        text, images = message.text, len(message.images)
         if not clip_text(text):
             raise UserError("the question is empty; ask something")
         placeholders = text.count(DEFAULT_IMAGE_TOKEN)
@@ -174,116 +338,75 @@ class Assistant:
         elif placeholders != images:
             raise UserError(f"{placeholders} <image> placeholders in the question, {images} images given")
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
-        return wrap_image_tokens(text, self.template, uses_start_end)
+        return wrap_image_tokens(text, template, uses_start_end)
 
-    def reducer(self, setting: str | None) -> Reducer:
-        """Return the reducer of a setting, or the model's own."""
-        return self.encoder.reducer if setting is None else parse_reduction(setting)
-
-    def _first_turn(self, question: Question, seen: dict[int, EncodedImage]) -> Turn:
-        """Render a question as the first of a conversation; ``seen`` knows the pictures by identity."""
-        message = self.render(question.text, len(question.images))
-        images = tuple(seen[id(image)] for image in question.images)
-        return self.turn(self.template, message, images, self.reducer(question.token_reduction))
-
-    def turn(
-        self, conversation: Conversation, message: str, images: tuple[EncodedImage, ...], reducer: Reducer
-    ) -> Turn:
-        """Add a rendered message to a conversation, which stays as it is, and open the answer."""
-        conversation = conversation.copy()
-        conversation.append_message(conversation.roles[0], message)
-        conversation.append_message(conversation.roles[1], None)
-        return Turn(conversation.get_prompt(), clip_text(message), images, reducer)
-
-    def run(
-        self, turns: Sequence[Turn], options: Generation, vision_ms: float = 0.0
-    ) -> Generator[list[str], None, list[Answer]]:
-        """Answer a batch of turns step by step.
-
-        Args:
-            turns: What to continue.
-            options: How the answers are written.
-            vision_ms: What the vision encoder took for the batch's pictures.
-
-        Yields:
-            Per turn the text that its step added, maybe none.
-
-        Returns:
-            The answers.
-
-        Raises:
-            UserError: If a prompt does not fit the model.
-        """
-        watch = Stopwatch(self.device)
-        reduced = self._reduce(turns)
-        reduction_ms = watch.lap()
-        prompts, visual_tokens = self._embed(turns, reduced)
-        texts = [AnswerText(self.tokenizer, self.template.ends[1]) for _ in turns]
-        steps_ms = []
-        for tokens in self.engine.stream(prompts, options):
-            going = [
-                None if token is None or text.stopped else token
-                for token, text in zip(tokens, texts, strict=True)
-            ]
-            if all(token is None for token in going):
-                break
-            pieces = [
-                "" if token is None else text.push(token) for token, text in zip(going, texts, strict=True)
-            ]
-            steps_ms.append(watch.lap())
-            yield pieces
-            watch.lap()  # what the reader did meanwhile is none of the answer's cost
-        steps_ms.append(watch.lap())
-        yield [text.finish() for text in texts]
-        spent = (vision_ms, reduction_ms, steps_ms[0], sum(steps_ms[1:]))
-        shares = [milliseconds / len(turns) for milliseconds in spent]
-        return [
-            Answer(text.text, Cost(turn.patches, count, len(text.ids), *shares), self._kept(images))
-            for turn, text, count, images in zip(turns, texts, visual_tokens, reduced, strict=True)
-        ]
-
-    def _reduce(self, turns: Sequence[Turn]) -> list[list[ReducedImage]]:
-        """Choose the patches that each turn's question needs, of its images."""
-        reduced = self.encoder.reduce(
-            [image for turn in turns for image in turn.images],
-            [turn.question for turn in turns for _ in turn.images],
-            [turn.reducer for turn in turns for _ in turn.images],
+    def _encode(self, jobs: Sequence[_Job], encoded: Encoded) -> None:
+        """Encode the images of jobs, each once, and reduce them for each job's question."""
+        watch = Stopwatch(self.encoder.device)
+        pixels: dict[Hashable, tuple[Tensor, tuple[int, int]]] = {}
+        for job in jobs:
+            try:
+                for source in job.prompt.images if job.prompt else ():
+                    if _key(source) not in encoded and _key(source) not in pixels:
+                        image = read_image(source)
+                        pixels[_key(source)] = (self.encoder.preprocess(image), image.size)
+            except UserError as error:
+                job.fail(error)
+        images = self.encoder.encode(
+            [one for one, _ in pixels.values()], [size for _, size in pixels.values()]
         )
-        return _deal(reduced, [len(turn.images) for turn in turns])
+        encoded |= dict(zip(pixels, images, strict=True))
+        asking = [job for job in jobs if job.result is None and job.prompt and job.prompt.images]
+        vision_ms = watch.lap()
+        own = [[encoded[_key(source)] for source in job.prompt.images] for job in asking if job.prompt]
+        prompts = [job.prompt for job in asking if job.prompt for _ in job.prompt.images]
+        reduced = iter(
+            self.encoder.reduce(
+                [image for images in own for image in images],
+                [prompt.clip_text for prompt in prompts],
+                [prompt.reducer for prompt in prompts],
+            )
+        )
+        for job, images in zip(asking, own, strict=True):
+            job.patches = sum(image.patches.shape[0] * image.patches.shape[1] for image in images)
+            job.images = list(islice(reduced, len(images)))
+            job.kept = self._kept(job.images)
+        reduction_ms = watch.lap()
+        for job in asking:
+            job.vision_ms, job.reduction_ms = vision_ms / len(asking), reduction_ms / len(asking)
 
     def _kept(self, images: Sequence[ReducedImage]) -> tuple[Tensor, ...]:
         """Return which patches of each whole image stayed, bool (rows, columns)."""
-        if not images:
-            return ()
         side = self.encoder.tower.num_patches_per_side
         # The first crop is the whole image; a CLS token in front of its patches has no place on it.
         return tuple(image.crops.kept[0, -side * side :].reshape(side, side).cpu() for image in images)
 
-    @torch.inference_mode()
-    def _embed(
-        self, turns: Sequence[Turn], reduced: Sequence[Sequence[ReducedImage]]
-    ) -> tuple[list[Tensor], list[int]]:
-        """Embed the prompts with their images' tokens in place.
-
-        Args:
-            turns: What to continue.
-            reduced: Their images.
-
-        Returns:
-            Embeddings, (L, H) per turn, and how many of each are visual tokens.
-
-        Raises:
-            UserError: If a prompt is longer than the model can read.
-        """
-        projected = self.encoder.project([image for images in reduced for image in images])
-        images = _deal(projected, list(map(len, reduced)))
-        prompts, visual_tokens = [], []
-        for turn, own in zip(turns, images, strict=True):
-            ids = torch.tensor(tokenizer_image_token(turn.prompt, self.tokenizer), device=self.device)
-            visual_tokens.append(sum(map(len, own)))
-            self._check_length(len(ids) - len(own) + visual_tokens[-1])
-            prompts.append(ids)
-        return self.encoder.embed(prompts, images), visual_tokens
+    def _submit(self, jobs: Sequence[_Job]) -> None:
+        """Embed prompts and hand them to the engine; one that is too long fails."""
+        watch = Stopwatch(self.encoder.device)
+        projected = iter(self.encoder.project([image for job in jobs for image in job.images]))
+        fitting: list[tuple[_Job, Tensor, list[Tensor]]] = []
+        for job in jobs:
+            assert job.prompt is not None
+            images = list(islice(projected, len(job.images)))
+            ids = torch.tensor(
+                tokenizer_image_token(job.prompt.text, self.tokenizer), device=self.encoder.device
+            )
+            job.visual_tokens = sum(map(len, images))
+            try:
+                self._check_length(len(ids) - len(images) + job.visual_tokens)
+                fitting.append((job, ids, images))
+            except UserError as error:
+                job.fail(error)
+        if not fitting:
+            return
+        embedded = self.encoder.embed([ids for _, ids, _ in fitting], [images for *_, images in fitting])
+        milliseconds = watch.lap() / len(fitting)
+        for (job, _, _), embeddings in zip(fitting, embedded, strict=True):
+            assert job.prompt is not None
+            job.images = ()
+            job.prefill_ms = milliseconds
+            job.engine_id = self.router.submit(embeddings, job.prompt.generation)
 
     def _check_length(self, length: int) -> None:
         """Refuse a prompt that the model would have to cut.
@@ -296,13 +419,22 @@ class Assistant:
         limit = min(limit for limit in limits if limit)
         if length >= limit:
             raise UserError(
-                f"the prompt has {length} tokens with its pictures and this model reads at most {limit - 1}; "
-                "ask something shorter or reduce the pictures further"
+                f"the prompt has {length} tokens with its images and this model reads at most {limit - 1}; "
+                "ask something shorter or reduce the images further"
             )
 
 
+def _key(source: ImageSource) -> Hashable:
+    """Tell images apart: files by name, everything else by identity."""
+    return str(source) if isinstance(source, str | Path) else id(source)
+
+
 class Chat:
-    """A conversation; each turn reduces the pictures anew for its question, the vision encoder runs once.
+    """A conversation; each turn reduces the images anew for its question, the vision encoder runs once.
+
+    Args:
+        assistant: Answers.
+        images: Of the first turn.
 
     Attributes:
         answers: All so far.
@@ -310,75 +442,45 @@ class Chat:
         prompt: The last turn's, as the model reads it.
     """
 
-    def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...]) -> None:
+    def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...] = ()) -> None:
         self.answers: list[Answer] = []
         self.token_reduction: str | None = None
-        self._assistant = assistant
-        self._images = images
-        self._seen: tuple[EncodedImage, ...] | None = None
-        self._conversation = assistant.template.copy()
         self.prompt = ""
+        self._assistant = assistant
+        self._images: tuple[ImageSource, ...] = images
+        self._encoded: Encoded = {}
+        self._messages: tuple[Message, ...] = ()
 
     @property
     def roles(self) -> tuple[str, str]:
         """What the template calls the user and the model."""
-        return self._conversation.roles
+        return self._assistant.template.roles
 
-    def ask(self, text: str, options: Generation | None = None) -> Answer:
-        """Answer the next question.
+    def ask(self, text: str, *images: Image.Image, generation: Generation | None = None) -> Answer:
+        """Answer the next question, maybe about further images.
 
         Raises:
-            UserError: If the question is empty, too long, or names pictures that are not there.
+            UserError: If the question is empty, too long, or names images that are not there.
         """
-        for _ in self.stream(text, options):
+        for _ in self.stream(text, *images, generation=generation):
             pass
         return self.answers[-1]
 
-    def stream(self, text: str, options: Generation | None = None) -> Iterator[str]:
+    def stream(self, text: str, *images: Image.Image, generation: Generation | None = None) -> Iterator[str]:
         """Answer the next question piece by piece; a turn that is given up or fails leaves no trace.
 
         Raises:
             UserError: As `ask` does.
         """
-        assistant = self._assistant
-        message = assistant.render(text, len(self._images) if not self.answers else 0)
-        reducer = assistant.reducer(self.token_reduction)
-        watch = Stopwatch(assistant.device)
-        if self._seen is None:
-            self._seen = tuple(assistant.see(self._images))
-        turn = assistant.turn(self._conversation, message, self._seen, reducer)
-        self.prompt = turn.prompt
-        running = assistant.run([turn], options or Generation(), watch.lap())
-        answer = yield from _pieces_of_one(running)
-        self._conversation.append_message(self._conversation.roles[0], message)
-        self._conversation.append_message(self._conversation.roles[1], answer.text)
+        message = Message("user", text, (*self._images, *images))
+        request = Request(
+            (*self._messages, message), self.token_reduction, generation=generation or Generation()
+        )
+        self.prompt = self._assistant.render(request)
+        answer = yield from self._assistant.stream(request, self._encoded)
+        self._images = ()  # from now on they belong to the first turn
+        self._messages = (*request.messages, Message("assistant", answer.text))
         self.answers.append(answer)
-
-
-def _deal(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:
-    """Cut a sequence into lists of these lengths."""
-    rest = iter(items)
-    return [list(islice(rest, count)) for count in counts]
-
-
-def _pieces_of_one(running: Generator[list[str], None, list[Answer]]) -> Generator[str, None, Answer]:
-    """Yield the pieces of a batch of one answer, return the answer."""
-    while True:
-        try:
-            (piece,) = next(running)
-        except StopIteration as ended:
-            return ended.value[0]
-        if piece:
-            yield piece
-
-
-def _finish(running: Generator[list[str], None, list[Answer]]) -> list[Answer]:
-    """Run a batch to its end."""
-    while True:
-        try:
-            next(running)
-        except StopIteration as ended:
-            return ended.value
 
 
 def bundled_checkpoint() -> Path:

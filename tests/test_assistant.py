@@ -1,18 +1,19 @@
-"""The one road: whole, batched, streamed, multi-turn; its costs and its refusals."""
+"""The single entry point: whole, batched, streamed, multi-turn; its costs and its refusals."""
 
+import threading
 import time
+import tracemalloc
 
 import pytest
 import torch
+from PIL import Image
 
-from llava.assistant import (
-    Assistant,
-    Generation,
-    Question,
-    bundled_checkpoint,
-)
+from llava.assistant import Assistant, bundled_checkpoint
+from llava.conversation import conv_templates
+from llava.engine.base import Generation
 from llava.errors import MissingFileError, UserError
-from tests.conftest import TINY_LLAVA
+from llava.messages import Answer, Failure, Message, Request
+from tests.conftest import GOLDEN, TINY_LLAVA
 
 SHORT = Generation(max_new_tokens=8)
 
@@ -23,55 +24,175 @@ def assistant():
 
 
 @pytest.fixture
-def picture(pictures):
+def image(pictures):
     return pictures["img0.png"]
 
 
-def test_an_answer_says_what_it_cost_and_what_was_seen(assistant, picture):
-    answer = assistant.answer("What is it?", picture, SHORT)
+def ask(text, *images, **settings):
+    return Request.ask(text, *images, **{"generation": SHORT, **settings})
+
+
+def test_an_answer_says_what_it_cost_and_what_was_seen(assistant, image):
+    answer = assistant.answer("What is it?", image, SHORT)
     assert answer.cost.patches == 576
     (kept,) = answer.kept
     assert kept.shape == (24, 24)
     assert answer.cost.visual_tokens == int(kept.sum()) + 1
-    assert 1 <= answer.cost.new_tokens <= 8
-    spent = (answer.cost.vision_ms, answer.cost.reduction_ms, answer.cost.first_token_ms, answer.cost.rest_ms)
+    assert answer.cost.new_tokens == 8
+    assert answer.finish_reason == "length"
+    spent = (answer.cost.vision_ms, answer.cost.reduction_ms, answer.cost.prefill_ms, answer.cost.decode_ms)
     assert all(milliseconds > 0 for milliseconds in spent)
 
 
-def test_a_batch_answers_as_each_question_alone(assistant, pictures):
+def test_a_batch_answers_as_each_request_alone(assistant, pictures):
     images = list(pictures.values())
-    questions = [
-        Question("What is it?", (images[0],)),
-        Question("A much longer question about the picture: what is on the left?", (images[1],)),
-        Question("Hello"),
-        Question("Compare <image> with <image>.", (images[0], images[2])),
-        Question("What is it?", (images[0],), token_reduction="none"),
-        Question("What is it?", (images[0],), token_reduction="Random:9"),
+    requests = [
+        ask("What is it?", images[0]),
+        ask("A much longer question about the image: what is on the left?", images[1]),
+        ask("Hello", generation=Generation(max_new_tokens=2)),
+        ask("Compare <image> with <image>.", images[0], images[2]),
+        ask("What is it?", images[0], token_reduction="none"),
+        ask("What is it?", images[0], token_reduction="Random:9"),
+        ask("What is it?", images[0], generation=Generation(max_new_tokens=5, temperature=3.0, seed=1)),
+        ask("What is it?", images[0], template="llava_v0", clip_text="another text"),
     ]
-    together = assistant.answer_all(questions, SHORT, batch_size=4)
-    for question, answer in zip(questions, together, strict=True):
-        (alone,) = assistant.answer_all([question], SHORT)
+    together = list(assistant.answer_all(requests, batch_size=4))
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = assistant.answer_all([request])
         assert answer.text == alone.text
         assert answer.cost.visual_tokens == alone.cost.visual_tokens
         assert all(torch.equal(a, b) for a, b in zip(answer.kept, alone.kept, strict=True))
-    assert [answer.cost.visual_tokens for answer in together][4:] == [576, 10]
+    assert [answer.cost.visual_tokens for answer in together][4:6] == [576, 10]
     assert together[2].cost.patches == together[2].cost.visual_tokens == 0
+    assert together[2].cost.new_tokens == 2
 
 
-def test_streamed_pieces_join_to_the_whole_answer(assistant, picture):
-    whole = assistant.answer("What is it?", picture, SHORT).text
-    pieces = list(assistant.stream("What is it?", picture, SHORT))
-    assert "".join(pieces) == whole
+def test_images_may_be_files_or_functions_and_are_read_in_time(assistant, image, tmp_path):
+    read = []
+
+    def open_image():
+        read.append(1)
+        return image
+
+    path = GOLDEN / "img0.png"
+    requests = [ask("What is it?", one) for one in (image, path, str(path), open_image)]
+    assert read == []
+    answers = list(assistant.answer_all(requests))
+    assert read == [1]
+    assert len({answer.text for answer in answers}) == 1
+
+
+def test_a_request_that_fails_yields_its_error_and_the_others_go_on(assistant, image, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+
+    def unreadable():
+        raise OSError("disk on fire")
+
+    requests = [
+        ask("What is it?", image, id="a"),
+        ask("What is it?", tmp_path / "broken.png", id="b"),
+        ask("What is it?", unreadable, id="c"),
+        ask("word " * 5000, id="d"),
+        ask("  ", image, id="e"),
+        ask("<image> <image> what?", image, id="f"),
+        ask("What?", image, template="nonsense", id="g"),
+        ask("What is it?", image, id="h"),
+    ]
+    results = list(assistant.answer_all(requests, batch_size=3))
+    assert [result.id for result in results] == list("abcdefgh")
+    assert [type(result) for result in results] == [Answer, *[Failure] * 6, Answer]
+    assert results[0].text == results[-1].text == assistant.answer("What is it?", image, SHORT).text
+    reasons = [str(result.error) for result in results[1:-1]]
+    for reason, words in zip(
+        reasons,
+        ["not an image", "disk on fire", "reads at most", "empty", "2 <image> placeholders", "'nonsense'"],
+        strict=True,
+    ):
+        assert words in reason
+
+
+def test_answers_come_in_order_as_soon_as_they_are_done(assistant):
+    """Requests are taken a bounded number ahead of the oldest that runs, and each has a length of its own."""
+    taken = []
+
+    def requests():
+        for number in range(60):
+            taken.append(number)
+            yield Request.ask("Hi", id=number, generation=Generation(max_new_tokens=60 if number == 0 else 2))
+
+    ahead, order = [], []
+    for answer in assistant.answer_all(requests(), batch_size=4):
+        order.append(answer.id)
+        ahead.append(len(taken) - len(order))
+    assert order == list(range(60))
+    assert max(ahead) < 8
+    assert len(taken) == 60
+
+
+def test_requests_that_nobody_waits_for_any_more_are_cancelled(assistant):
+    answers = assistant.answer_all(ask("Hi", generation=Generation(max_new_tokens=50)) for _ in range(100))
+    next(answers)
+    answers.close()
+    engine = assistant.router._engine
+    engine.step()
+    assert engine.step() == []
+    assert not engine._rows
+
+
+def test_many_requests_run_in_bounded_memory(assistant):
+    """Images are dropped with their requests: the peak of many is that of a few."""
+
+    def peak(count):
+        requests = (
+            ask("Hi", lambda: Image.new("RGB", (400, 400)), generation=Generation(max_new_tokens=1))
+            for _ in range(count)
+        )
+        tracemalloc.start()
+        for _ in assistant.answer_all(requests, batch_size=2):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(4)
+    few, many = peak(8), peak(40)
+    assert many < few + 2**20
+
+
+def test_streamed_pieces_join_to_the_whole_answer(assistant, image):
+    whole = assistant.answer("What is it?", image, SHORT)
+    stream, pieces = assistant.stream(ask("What is it?", image, id=7)), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as ended:
+            answer = ended.value
+            break
+    assert "".join(pieces) == whole.text == answer.text
     assert len(pieces) > 1
+    assert (answer.id, answer.finish_reason) == (7, "length")
 
 
-def test_the_readers_own_time_is_no_cost_of_the_answer(assistant, picture):
-    chat = assistant.chat(picture)
-    for _ in chat.stream("What is it?", Generation(max_new_tokens=3)):
+def test_a_stream_that_is_given_up_is_cancelled(assistant, image):
+    stream = assistant.stream(ask("What is it?", image, generation=Generation(max_new_tokens=50)))
+    next(stream)
+    stream.close()
+    engine = assistant.router._engine
+    engine.step()
+    assert not engine._rows
+    with pytest.raises(UserError, match="empty"):
+        next(assistant.stream(ask("")))
+
+
+def test_the_readers_own_time_is_no_cost_of_the_answer(assistant, image):
+    chat = assistant.chat(image)
+    for _ in chat.stream("What is it?", generation=Generation(max_new_tokens=3)):
         time.sleep(0.5)
     cost = chat.answers[-1].cost
-    without = assistant.answer("What is it?", picture, Generation(max_new_tokens=3)).cost
-    assert cost.rest_ms < 500 + 3 * without.rest_ms  # three steps were slept through for half a second each
+    without = assistant.answer("What is it?", image, Generation(max_new_tokens=3)).cost
+    assert (
+        cost.decode_ms < 500 + 3 * without.decode_ms
+    )  # three steps were slept through for half a second each
 
 
 def count_encodings(assistant, monkeypatch):
@@ -82,47 +203,101 @@ def count_encodings(assistant, monkeypatch):
     return encoded
 
 
-def test_several_questions_about_one_picture_encode_it_once(assistant, picture, monkeypatch):
+def test_several_questions_about_one_image_encode_it_once(assistant, image, monkeypatch):
     encoded = count_encodings(assistant, monkeypatch)
-    assistant.answer_all([Question(text, (picture,)) for text in ("What?", "Why?", "Who?")], SHORT)
+    list(assistant.answer_all([ask(text, image) for text in ("What?", "Why?", "Who?")]))
     assert encoded == [1]
 
 
-def test_each_turn_reduces_the_picture_anew_for_its_question(assistant, picture, monkeypatch):
+def test_threads_ask_one_assistant_at_once(assistant, pictures):
+    images = list(pictures.values())
+    questions = ["What is it?", "Is there a bicycle?", "Why?", "How many are there in all?"]
+    expected = [assistant.answer(text, images[i], SHORT).text for i, text in enumerate(questions)]
+    found = {}
+
+    def work(thread):
+        settings = ("TRIM:-1", "none")[thread % 2]
+        list(assistant.stream(ask("Hi", images[0], token_reduction=settings)))
+        found[thread] = [assistant.answer(text, images[i], SHORT).text for i, text in enumerate(questions)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert found == dict.fromkeys(range(6), expected)
+
+
+def test_each_turn_reduces_the_image_anew_for_its_question(assistant, image, monkeypatch):
     encoded = count_encodings(assistant, monkeypatch)
-    chat = assistant.chat(picture)
-    first, second = chat.ask("What is it?", SHORT), chat.ask("Is there a bicycle in the image?", SHORT)
+    chat = assistant.chat(image)
+    first = chat.ask("What is it?", generation=SHORT)
+    second = chat.ask("Is there a bicycle in the image?", generation=SHORT)
     assert encoded == [1]
     assert second.cost.vision_ms < first.cost.vision_ms
     assert not torch.equal(first.kept[0], second.kept[0])
-    alone = assistant.answer("Is there a bicycle in the image?", picture, SHORT)
+    alone = assistant.answer("Is there a bicycle in the image?", image, SHORT)
     assert torch.equal(second.kept[0], alone.kept[0])
     assert chat.prompt.count("<image>") == 1
     assert f"ASSISTANT: {first.text}</s>USER: Is there a bicycle" in chat.prompt
     assert chat.answers == [first, second]
 
 
-def test_a_turn_that_is_given_up_leaves_no_trace(assistant, picture):
-    chat = assistant.chat(picture)
-    stream = chat.stream("What is it?", SHORT)
+def test_a_later_turn_may_bring_new_images(assistant, pictures, monkeypatch):
+    encoded = count_encodings(assistant, monkeypatch)
+    chat = assistant.chat(pictures["img0.png"])
+    chat.ask("What is it?", generation=SHORT)
+    answer = chat.ask("And this?", pictures["img1.png"], generation=SHORT)
+    assert encoded == [1, 1]
+    assert len(answer.kept) == 2
+    assert "USER: <image>\nWhat is it? ASSISTANT:" in chat.prompt
+    assert chat.prompt.endswith("USER: <image>\nAnd this? ASSISTANT:")
+    messages = (
+        Message("user", "What is it?", (pictures["img0.png"],)),
+        Message("assistant", chat.answers[0].text),
+        Message("user", "And this?", (pictures["img1.png"],)),
+    )
+    (same,) = assistant.answer_all([Request(messages, generation=SHORT)])
+    assert same.text == answer.text
+
+
+def test_a_turn_that_is_given_up_leaves_no_trace(assistant, image):
+    chat = assistant.chat(image)
+    stream = chat.stream("What is it?", generation=SHORT)
     next(stream)
     stream.close()
     with pytest.raises(UserError):
         chat.ask("   ")
     assert chat.answers == []
-    answer = chat.ask("What is it?", SHORT)
-    assert answer.text == assistant.answer("What is it?", picture, SHORT).text
+    answer = chat.ask("What is it?", generation=SHORT)
+    assert answer.text == assistant.answer("What is it?", image, SHORT).text
 
 
-def test_a_chat_changes_its_reduction_between_turns(assistant, picture):
-    chat = assistant.chat(picture)
+def test_a_chat_changes_its_reduction_between_turns(assistant, image):
+    chat = assistant.chat(image)
     chat.token_reduction = "TRIM:10"
-    assert chat.ask("What?", SHORT).cost.visual_tokens == 11
+    assert chat.ask("What?", generation=SHORT).cost.visual_tokens == 11
     chat.token_reduction = "none"
-    assert chat.ask("What?", SHORT).cost.visual_tokens == 576
+    assert chat.ask("What?", generation=SHORT).cost.visual_tokens == 576
     chat.token_reduction = "TRIM:zero"
     with pytest.raises(UserError, match="accepted"):
-        chat.ask("What?", SHORT)
+        chat.ask("What?", generation=SHORT)
+
+
+def test_clip_reads_the_newest_question_or_what_the_request_says(assistant, image):
+    plain = assistant.answer("What is it?", image, SHORT)
+    (with_instruction,) = assistant.answer_all(
+        [ask("What is it?\nAnswer with a word.", image, clip_text="What is it?")]
+    )
+    assert torch.equal(plain.kept[0], with_instruction.kept[0])
+    (without,) = assistant.answer_all([ask("What is it?\nAnswer with a word.", image)])
+    assert not torch.equal(plain.kept[0], without.kept[0])
+
+
+def test_a_system_message_replaces_the_templates(assistant):
+    prompt = assistant.render(Request((Message("system", "Be brief."), Message("user", "Hi"))))
+    assert prompt == "Be brief. USER: Hi ASSISTANT:"
+    assert conv_templates["vicuna_v1"].system.startswith("A chat between")
 
 
 @pytest.mark.parametrize(
@@ -134,31 +309,31 @@ def test_a_chat_changes_its_reduction_between_turns(assistant, picture):
         ("<image> <image> what?", "2 <image> placeholders in the question, 1 images given"),
     ],
 )
-def test_questions_that_make_no_sense(text, message, assistant, picture):
+def test_questions_that_make_no_sense(text, message, assistant, image):
     with pytest.raises(UserError, match=message):
-        assistant.answer(text, picture)
+        assistant.answer(text, image)
 
 
-def test_a_prompt_longer_than_the_model_reads_is_refused_not_cut(assistant, picture, monkeypatch):
+def test_a_prompt_longer_than_the_model_reads_is_refused_not_cut(assistant, image, monkeypatch):
     monkeypatch.setattr(assistant.model.config, "tokenizer_model_max_length", 60, raising=False)
     with pytest.raises(UserError, match="at most 59"):
-        assistant.answer("What is it?", picture)
+        assistant.answer("What is it?", image)
 
 
-def test_a_question_for_one_request_loads_the_text_half_when_it_is_needed(picture):
+def test_a_question_for_one_request_loads_the_text_half_when_it_is_needed(image):
     assistant = Assistant.load(str(TINY_LLAVA), device="cpu", conv_mode="vicuna_v1")
     tower = assistant.model.get_vision_tower()
-    assert assistant.answer("What?", picture, SHORT).cost.visual_tokens == 576
+    assert assistant.answer("What?", image, SHORT).cost.visual_tokens == 576
     assert tower.text_tower is None
-    (answer,) = assistant.answer_all([Question("What?", (picture,), "TRIM:-1")], SHORT)
+    (answer,) = assistant.answer_all([ask("What?", image, token_reduction="TRIM:-1")])
     assert answer.cost.visual_tokens < 576
-    assert assistant.answer("What?", picture, SHORT).cost.visual_tokens == 576
+    assert assistant.answer("What?", image, SHORT).cost.visual_tokens == 576
 
 
-def test_pictures_need_eyes(assistant, picture, monkeypatch):
+def test_images_need_a_vision_tower(assistant, image, monkeypatch):
     monkeypatch.setattr(assistant.model.model, "vision_tower", None)
     with pytest.raises(UserError, match="without a vision tower"):
-        assistant.answer("What?", picture)
+        assistant.answer("What?", image)
 
 
 def test_an_unknown_template_is_refused_before_the_model_is_loaded():

@@ -20,7 +20,7 @@ class FakeAssistant:
     """Answers everything with the same words and remembers what it was asked."""
 
     def __init__(self) -> None:
-        from llava.assistant import Answer, Cost
+        from llava.messages import Answer, Cost
 
         self.model = SimpleNamespace(config=SimpleNamespace(image_aspect_ratio="pad"))
         self.asked: list[tuple[Any, ...]] = []
@@ -32,10 +32,10 @@ class FakeAssistant:
             new_tokens=3,
             vision_ms=12.34567,
             reduction_ms=0.5,
-            first_token_ms=20.0,
-            rest_ms=31.6,
+            prefill_ms=20.0,
+            decode_ms=31.6,
         )
-        self.reply = Answer("A réd star.", cost, (torch.from_numpy(kept),))
+        self.reply = Answer("A réd star.", cost, (torch.from_numpy(kept),), "stop")
 
     def answer(self, question: str, image: Image.Image, options: Any):
         self.asked.append((question, image.size, options))
@@ -67,7 +67,7 @@ def test_ask_prints_the_answer_and_one_line_of_cost(
     assert output.out == (
         "A réd star.\n"
         "16 patches -> 2 visual tokens; "
-        "vision 12 ms, reduction 0.5 ms, first token 20 ms, rest 32 ms (3 tokens)\n"
+        "vision 12 ms, reduction 0.5 ms, prefill 20 ms, decode 32 ms (3 tokens)\n"
     )
     assert output.err == ""
 
@@ -85,8 +85,8 @@ def test_ask_prints_the_same_as_one_json_object(
         "new_tokens": 3,
         "vision_ms": 12.346,
         "reduction_ms": 0.5,
-        "first_token_ms": 20.0,
-        "rest_ms": 31.6,
+        "prefill_ms": 20.0,
+        "decode_ms": 31.6,
     }
 
 

@@ -1,18 +1,19 @@
-"""What every engine does: takes a prompt as embeddings, gives back a stream of tokens.
+"""What every engine does: takes prompts as embeddings, gives back events.
 
-Shapes: L_i positions of prompt i, H width of the language model.
+Shapes: L positions of a prompt, H width of the language model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from llava.errors import UserError
+
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,20 @@ class Generation:
             above, the distribution is sharpened (< 1) or flattened (> 1).
         top_p: Sample from the likeliest tokens that together have this probability.
         num_beams: Beams of a beam search; 1 for none.
+        seed: Of the sampling; by default drawn from PyTorch's generator.
+        stop: Texts that end the answer and are left out of it.
+        repetition_penalty: Above 1 makes tokens of the answer less likely to come again.
+        min_new_tokens: The fewest tokens of one answer.
     """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float | None = None
     num_beams: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no engine can do.
@@ -38,14 +47,23 @@ class Generation:
         Raises:
             UserError: If a value is out of its range.
         """
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; accepted: 1 or more")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature is {self.temperature}; accepted: 0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; accepted: above 0, up to 1")
-        if self.num_beams < 1:
-            raise UserError(f"num_beams is {self.num_beams}; accepted: 1 or more")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        accepted = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "temperature": (self.temperature >= 0 and math.isfinite(self.temperature), "0 (greedy) or more"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
+            "num_beams": (self.num_beams >= 1, "1 or more"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "0 or more, below 2**63"),
+            "stop": (all(self.stop), "texts that are not empty"),
+            "repetition_penalty": (
+                self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty),
+                "above 0; 1 is none",
+            ),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "0 to max_new_tokens"),
+        }
+        for name, (fits, words) in accepted.items():
+            if not fits:
+                raise UserError(f"{name} is {getattr(self, name)}; accepted: {words}")
 
     @property
     def samples(self) -> bool:
@@ -53,17 +71,47 @@ class Generation:
         return self.temperature >= 0.001
 
 
-class Engine(Protocol):
-    """Runs the language model."""
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a request.
 
-    def stream(self, prompts: Sequence[Tensor], options: Generation) -> Iterator[list[int | None]]:
-        """Continue a batch of prompts, step by step; closing the iterator ends the work.
+    Attributes:
+        id: The request's, from `Engine.submit`.
+        token: A new token, if there is one; end-of-sequence tokens are not given out.
+        text: What has become certain of the answer's text.
+        finished: Why the answer has ended, if it has; it is the request's last event.
+        milliseconds: This request's share of the time that the step took.
+    """
+
+    id: int
+    token: int | None = None
+    text: str = ""
+    finished: FinishReason | None = None
+    milliseconds: float = 0.0
+
+
+class Engine(Protocol):
+    """Runs the language model for many requests at once.
+
+    `submit` and `cancel` may be called from any thread at any time, `step` by one thread at a time.
+    """
+
+    def submit(self, embeddings: Tensor, generation: Generation) -> int:
+        """Add a request, which enters between two steps.
 
         Args:
-            prompts: Embeddings, one (L_i, H) each.
-            options: How the answers are written.
+            embeddings: Of the prompt, (L, H).
+            generation: How the answer is written.
 
-        Yields:
-            The next token of every prompt, None where its answer has ended; end-of-sequence tokens are not
-            given out.
+        Returns:
+            The id that its events bear.
         """
+
+    def cancel(self, request: int) -> None:
+        """End a request; its last event says ``cancelled``. Nothing happens if it has ended."""
+
+    def step(self) -> list[Event]:
+        """Run one step of all requests, and return what happened; nothing if there are none."""
+
+    def clear(self) -> None:
+        """Forget all requests without an event, after a step that failed."""

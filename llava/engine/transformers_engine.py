@@ -1,67 +1,203 @@
-"""The language model in this process, by transformers.
+"""The language model in this process, by transformers, with requests that come and go between steps.
 
-Shapes: B prompts, L positions of the longest, H width of the language model, V vocabulary.
+Shapes: B rows, one per running request, T cached positions of the longest, L positions of the longest prompt,
+H width of the language model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from torch.nn import functional as F
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from llava.engine.base import Generation
-from llava.internals import CACHE_ARGUMENT
+from llava.engine.answer_text import AnswerText
+from llava.engine.base import Event, Generation
+from llava.engine.stopwatch import Stopwatch
+from llava.internals import CACHE_ARGUMENT, cache_of, cached_keys_and_values
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+MAX_ROWS = 16
+MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that waits for its prefill."""
+
+    id: int
+    embeddings: Tensor  # (L, H)
+    generation: Generation
+
+    @property
+    def positions(self) -> int:
+        return len(self.embeddings) + self.generation.max_new_tokens
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request that is running."""
+
+    id: int
+    generation: Generation
+    text: AnswerText
+    warpers: LogitsProcessorList
+    generator: torch.Generator | None
+    positions: int  # that it may come to need
+    cached: int  # that it has in the cache
 
 
 class TransformersEngine:
-    """Decodes token by token, so that answers can be streamed, timed and given up at any step.
+    """Decodes token by token for all requests at once (continuous batching).
+
+    A request that has ended leaves the batch and frees its cache, and new ones enter between steps. A sampled
+    answer depends on its own seed only.
 
     Args:
         model: In evaluation mode.
-        end_ids: Tokens that end an answer, beside those that the model's generation config names.
+        tokenizer: Of the model.
+        max_rows: The most requests that run at once.
+        max_positions: The most cached positions of all of them; one request alone may have more.
     """
 
-    def __init__(self, model: LlavaLlamaForCausalLM, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: LlavaLlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        max_rows: int = MAX_ROWS,
+        max_positions: int = MAX_POSITIONS,
+    ) -> None:
         configured = model.generation_config.eos_token_id
         named = configured if isinstance(configured, list) else [configured]
         self.model = model
-        self.end_ids = {*end_ids, *(end for end in named if end is not None)}
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.max_positions = max_positions
+        self.end_ids = sorted({end for end in (tokenizer.eos_token_id, *named) if end is not None})
+        self._ids = count()
+        self._lock = threading.Lock()  # of what other threads than the stepping one may change
+        self._waiting: deque[_Request] = deque()
+        self._cancelled: set[int] = set()
+        self.clear()
 
-    def stream(self, prompts: Sequence[Tensor], options: Generation) -> Iterator[list[int | None]]:
-        """Continue a batch of (L_i, H) prompts step by step; see `Engine.stream`."""
-        embeddings, mask = pad_left(prompts)
-        if options.num_beams > 1:
-            yield from self._beam_search(embeddings, mask, options)
-            return
-        warpers, cache = _warpers(options), DynamicCache()
-        running = [True] * len(prompts)
-        for _ in range(options.max_new_tokens):
-            tokens = self._step(embeddings, mask, cache, warpers)
-            running = [
-                going and token not in self.end_ids
-                for going, token in zip(running, tokens.tolist(), strict=True)
-            ]
-            if not any(running):
-                return
-            yield [token if going else None for going, token in zip(running, tokens.tolist(), strict=True)]
-            embeddings = self._embed(tokens)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    def submit(self, embeddings: Tensor, generation: Generation) -> int:
+        """Add a request with the embeddings (L, H) of its prompt; see `Engine.submit`."""
+        with self._lock:
+            request = _Request(next(self._ids), embeddings, generation)
+            self._waiting.append(request)
+            return request.id
+
+    def cancel(self, request: int) -> None:
+        """End a request; see `Engine.cancel`."""
+        with self._lock:
+            self._cancelled.add(request)
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        with self._lock:
+            self._waiting.clear()
+            self._cancelled.clear()
+            self._rows: list[_Row] = []
+            self._cache = DynamicCache()  # of all rows
+            self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
 
     @torch.inference_mode()
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Embed the last tokens (B,) as the next step's positions, (B, 1, H)."""
-        return self.model.get_input_embeddings()(tokens).unsqueeze(1)
+    def step(self) -> list[Event]:
+        """Prefill what has come, or else decode one token of all rows; see `Engine.step`."""
+        events = self._drop_cancelled()
+        admitted = self._admit()
+        watch = Stopwatch(self.model.input_device)
+        if admitted and admitted[0].generation.num_beams > 1:
+            return events + list(self._search(admitted[0], watch))
+        if admitted:
+            logits = self._prefill(admitted)
+            rows = self._rows[len(self._rows) - len(admitted) :]
+        elif self._rows:
+            logits = self._decode()
+            rows = self._rows
+        else:
+            return events
+        tokens = self._choose(logits, rows)
+        share = watch.lap() / len(rows)
+        happened = [self._advance(row, token, share) for row, token in zip(rows, tokens, strict=True)]
+        self._keep_rows({event.id for event in happened if event.finished})
+        return events + happened
 
-    @torch.inference_mode()
-    def _step(
-        self, embeddings: Tensor, mask: Tensor, cache: DynamicCache, warpers: LogitsProcessorList
-    ) -> Tensor:
-        """Run new positions (B, L, H) under the mask of all positions and choose the next tokens, (B,)."""
+    def _drop_cancelled(self) -> list[Event]:
+        """End what was cancelled, waiting or running."""
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, set()
+            known = {request.id for request in self._waiting} | {row.id for row in self._rows}
+            self._waiting = deque(one for one in self._waiting if one.id not in cancelled)
+        self._keep_rows(cancelled)
+        return [Event(request, finished="cancelled") for request in sorted(cancelled & known)]
+
+    def _admit(self) -> list[_Request]:
+        """Take those that wait and have room, in their order; a search with beams runs alone."""
+        admitted: list[_Request] = []
+        with self._lock:
+            while self._waiting and len(self._rows) + len(admitted) < self.max_rows:
+                request = self._waiting[0]
+                positions = [row.positions for row in self._rows]
+                positions += [one.positions for one in (*admitted, request)]
+                # All rows of a cache are as long as the longest.
+                if len(positions) > 1 and len(positions) * max(positions) > self.max_positions:
+                    break
+                if request.generation.num_beams > 1 and admitted:
+                    break
+                admitted.append(self._waiting.popleft())
+                if request.generation.num_beams > 1:
+                    break
+        return admitted
+
+    def _prefill(self, requests: Sequence[_Request]) -> Tensor:
+        """Run new prompts and add them as rows; returns the logits of their next tokens, (B, V)."""
+        embeddings, mask = pad_left([request.embeddings for request in requests])
+        cache = DynamicCache()
+        logits = self._run(embeddings, mask, cache)
+        self._join(cache, mask)
+        self._rows += [self._row(request, logits.device) for request in requests]
+        return logits
+
+    def _row(self, request: _Request, device: torch.device) -> _Row:
+        """Begin the answer of a request."""
+        return _Row(
+            id=request.id,
+            generation=request.generation,
+            text=AnswerText(self.tokenizer, request.generation.stop),
+            warpers=_warpers(request.generation),
+            generator=_generator(request.generation, device),
+            positions=request.positions,
+            cached=len(request.embeddings),
+        )
+
+    def _decode(self) -> Tensor:
+        """Run the last token of every row; returns the logits of the next ones, (B, V)."""
+        tokens = torch.tensor([row.text.ids[-1] for row in self._rows], device=self.model.input_device)
+        embeddings = self.model.get_input_embeddings()(tokens).unsqueeze(1)
+        self._mask = F.pad(self._mask, (0, 1), value=1)
+        logits = self._run(embeddings, self._mask, self._cache)
+        for row in self._rows:
+            row.cached += 1
+        return logits
+
+    def _run(self, embeddings: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Run new positions (B, L, H) under the mask (B, T) of all positions; logits of the last, (B, V)."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        logits = self.model(
+        return self.model(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions,
@@ -69,32 +205,102 @@ class TransformersEngine:
             logits_to_keep=1,
             **{CACHE_ARGUMENT: cache},
         ).logits[:, -1]
-        if not warpers:
-            return logits.argmax(dim=-1)
-        probabilities = warpers(None, logits.float()).softmax(dim=-1)
-        return probabilities.multinomial(1).squeeze(1)
 
-    def _beam_search(
-        self, embeddings: Tensor, mask: Tensor, options: Generation
-    ) -> Iterator[list[int | None]]:
-        """Search with beams over (B, L, H) prompts; nothing is certain before the end of the search."""
-        ids = self.model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            do_sample=options.samples,
-            temperature=float(options.temperature) if options.samples else None,
-            top_p=options.top_p if options.samples else None,
-            pad_token_id=min(self.end_ids),
-            eos_token_id=sorted(self.end_ids),
+    def _join(self, cache: DynamicCache, mask: Tensor) -> None:
+        """Put the cache and the mask (B, T) of new rows under those of the running ones."""
+        if self._rows:
+            length = max(self._mask.shape[1], mask.shape[1])
+            cache = cache_of(
+                tuple(_stack(old, new, length) for old, new in zip(own, others, strict=True))
+                for own, others in zip(
+                    cached_keys_and_values(self._cache), cached_keys_and_values(cache), strict=True
+                )
+            )
+            mask = torch.cat([F.pad(one, (length - one.shape[1], 0)) for one in (self._mask, mask)])
+        self._cache, self._mask = cache, mask
+
+    def _keep_rows(self, ended: set[int]) -> None:
+        """Take ended rows out of the batch, and positions that are padding in all others."""
+        kept = [i for i, row in enumerate(self._rows) if row.id not in ended]
+        if len(kept) == len(self._rows):
+            return
+        self._rows = [self._rows[i] for i in kept]
+        if not kept:
+            self._cache = DynamicCache()
+            return
+        first = self._mask.shape[1] - max(row.cached for row in self._rows)
+        self._mask = self._mask[kept, first:]
+        self._cache = cache_of(
+            tuple(one[kept, :, first:] for one in layer) for layer in cached_keys_and_values(self._cache)
         )
-        running = [True] * len(ids)
-        for tokens in ids.T.tolist():
-            running = [
-                going and token not in self.end_ids for going, token in zip(running, tokens, strict=True)
-            ]
-            yield [token if going else None for going, token in zip(running, tokens, strict=True)]
+
+    def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[int]:
+        """Choose the next token of every row from logits (B, V), each by its own settings."""
+        likeliest = logits.argmax(dim=-1).tolist()
+        return [
+            self._choose_one(scores, row) if row.warpers or row.generation.min_new_tokens else token
+            for scores, row, token in zip(logits, rows, likeliest, strict=True)
+        ]
+
+    def _choose_one(self, logits: Tensor, row: _Row) -> int:
+        """Choose the next token of one row from logits (V,)."""
+        scores = logits.float().unsqueeze(0)
+        ids = torch.tensor([row.text.ids], dtype=torch.long, device=scores.device)
+        if len(row.text.ids) < row.generation.min_new_tokens:
+            scores[:, self.end_ids] = -torch.inf
+        scores = row.warpers(ids, scores)
+        if row.generator is None:
+            return int(scores.argmax())
+        return int(scores.softmax(dim=-1).multinomial(1, generator=row.generator))
+
+    def _advance(self, row: _Row, token: int, milliseconds: float) -> Event:
+        """Add a token to a row and say what that means for its request."""
+        if token in self.end_ids:
+            return Event(row.id, None, row.text.finish(), "stop", milliseconds)
+        text = row.text.push(token)
+        if row.text.stopped:
+            return Event(row.id, token, text, "stop", milliseconds)
+        if len(row.text.ids) >= row.generation.max_new_tokens:
+            return Event(row.id, token, text + row.text.finish(), "length", milliseconds)
+        return Event(row.id, token, text, None, milliseconds)
+
+    def _search(self, request: _Request, watch: Stopwatch) -> Iterator[Event]:
+        """Search with beams for one request; nothing is certain before the end of the search."""
+        generation = request.generation
+        ids = self.model.generate(
+            inputs_embeds=request.embeddings.unsqueeze(0),
+            attention_mask=torch.ones_like(request.embeddings[None, :, 0], dtype=torch.long),
+            max_new_tokens=generation.max_new_tokens,
+            min_new_tokens=generation.min_new_tokens or None,
+            num_beams=generation.num_beams,
+            do_sample=generation.samples,
+            temperature=float(generation.temperature) if generation.samples else None,
+            top_p=generation.top_p if generation.samples else None,
+            repetition_penalty=generation.repetition_penalty,
+            pad_token_id=self.end_ids[0],
+            eos_token_id=self.end_ids,
+        )[0].tolist()
+        row = _Row(
+            request.id,
+            generation,
+            AnswerText(self.tokenizer, generation.stop),
+            _warpers(generation),
+            None,
+            0,
+            0,
+        )
+        milliseconds = watch.lap()
+        for token in [*ids, self.end_ids[0]]:
+            event = self._advance(row, token, milliseconds)
+            yield event
+            milliseconds = 0.0
+            if event.finished:
+                return
+
+
+def _stack(keys: Tensor, new_keys: Tensor, length: int) -> Tensor:
+    """Put two caches (B, heads, T, head width) under each other, padded in front to ``length`` positions."""
+    return torch.cat([F.pad(one, (0, 0, length - one.shape[2], 0)) for one in (keys, new_keys)])
 
 
 def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -112,11 +318,21 @@ def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return embeddings, mask
 
 
-def _warpers(options: Generation) -> LogitsProcessorList:
-    """Return what shapes the (B, V) logits before a token is drawn; empty for the likeliest token."""
+def _warpers(generation: Generation) -> LogitsProcessorList:
+    """Return what shapes the (1, V) logits before a token is chosen; empty for the likeliest token."""
     warpers = LogitsProcessorList()
-    if options.samples:
-        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
-        if options.top_p is not None and options.top_p < 1:
-            warpers.append(TopPLogitsWarper(options.top_p))
+    if generation.repetition_penalty != 1:
+        warpers.append(RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty)))
+    if generation.samples:
+        warpers.append(TemperatureLogitsWarper(float(generation.temperature)))
+        if generation.top_p is not None and generation.top_p < 1:
+            warpers.append(TopPLogitsWarper(generation.top_p))
     return warpers
+
+
+def _generator(generation: Generation, device: torch.device) -> torch.Generator | None:
+    """Return the request's own source of chance, None if it needs none."""
+    if not generation.samples:
+        return None
+    seed = int(torch.randint(2**63 - 1, ())) if generation.seed is None else generation.seed
+    return torch.Generator(device).manual_seed(seed)

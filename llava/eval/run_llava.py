@@ -23,20 +23,25 @@ def eval_model(args: Any) -> None:
     Raises:
         UserError: If a picture, the model, the question or a setting does not serve.
     """
-    from llava.assistant import Generation, Question
+    from llava.engine.base import Generation
+    from llava.messages import Failure, Request
 
     if not args.sep:
         raise UserError("--sep is empty; it joins the names of several pictures, such as a comma")
     images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
-    question = Question(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
-    options = Generation(
+    generation = Generation(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         num_beams=args.num_beams,
     )
-    (answer,) = load_assistant(args).answer_all([question], options)
-    print(printable(answer.text))
+    request = Request.ask(
+        args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=generation
+    )
+    (result,) = load_assistant(args).answer_all([request])
+    if isinstance(result, Failure):
+        raise result.error
+    print(printable(result.text))
 
 
 @exit_on_user_error

@@ -119,21 +119,27 @@ class PromptEncoder:
         tower = self._model.get_vision_tower()
         return NoReduction() if tower is None else tower.token_reduction
 
-    @torch.inference_mode()
-    def encode_images(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """Run the vision encoder over images in RGB, once for all questions about them.
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Turn an image in RGB into the pixels of its crops, (C, 3, height, width).
 
         Raises:
-            UserError: If the model has no vision tower.
+            UserError: If the model has no vision tower, or the image is of no use to it.
         """
-        if not images:
+        (pixels,) = process_images([image], self.tower.image_processor, self.config)
+        return pixels if pixels.ndim == 4 else pixels.unsqueeze(0)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[Tensor], sizes: Sequence[Size]) -> list[EncodedImage]:
+        """Run the vision encoder over images, once for all questions about them.
+
+        Args:
+            pixels: From `preprocess`, (C, 3, height, width) each.
+            sizes: Of the originals.
+        """
+        if not pixels:
             return []
-        tower = self.tower
-        pixels = list(process_images(list(images), tower.image_processor, self.config))
-        crops = [one if one.ndim == 4 else one.unsqueeze(0) for one in pixels]
-        patches = tower.encode(torch.cat(crops)).split([len(one) for one in crops])
-        sizes = [image.size for image in images]
-        return [EncodedImage(*parts) for parts in zip(crops, patches, sizes, strict=True)]
+        patches = self.tower.encode(torch.cat(list(pixels))).split([len(crops) for crops in pixels])
+        return [EncodedImage(*parts) for parts in zip(pixels, patches, sizes, strict=True)]
 
     @torch.inference_mode()
     def reduce(

@@ -53,7 +53,7 @@ def talk(chat: "Chat", options: "Generation", *, debug: bool = False) -> None:
     human, model = chat.roles
     while question := read_line(f"{human}: "):
         print(f"{model}: ", end="", flush=True)
-        for piece in chat.stream(question, options):
+        for piece in chat.stream(question, generation=options):
             print(printable(piece), end="", flush=True)
         print(flush=True)
         if debug:

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from llava.assistant import Assistant, Generation
-from llava.assistant import Question as Asked
+from llava.assistant import Assistant
+from llava.engine.base import Generation
 from llava.errors import UserError
+from llava.messages import Failure, Request
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.questions import KINDS, Question, ask
 from playground.shapes.world import HELD_OUT, Scene, stream
-
-BATCH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +57,21 @@ def held_out_questions(count: int) -> Iterator[tuple[Scene, Question]]:
 def measure(assistant: Assistant, reduction: str, count: int) -> Result:
     """Ask ``count`` held-out questions of a loaded model; ``reduction`` is what it was loaded with."""
     asked = list(held_out_questions(count))
-    options = Generation(max_new_tokens=12)
+    generation = Generation(max_new_tokens=12)
+    requests = (
+        Request.ask(question.text, scene.render(), generation=generation) for scene, question in asked
+    )
     right: dict[str, list[bool]] = defaultdict(list)
     tokens: list[int] = []
     began = time.monotonic()
-    for first in tqdm(range(0, count, BATCH), desc=reduction, mininterval=5):
-        part = asked[first : first + BATCH]
-        questions = [Asked(question.text, (scene.render(),)) for scene, question in part]
-        answers = assistant.answer_all(questions, options)
-        for (_, question), answer in zip(part, answers, strict=True):
-            correct = is_right(answer.text, question.answer)
-            right[question.kind].append(correct)
-            right["all"].append(correct)
-            tokens.append(answer.cost.visual_tokens)
+    answers = tqdm(assistant.answer_all(requests), desc=reduction, total=count, mininterval=5)
+    for (_, question), answer in zip(asked, answers, strict=True):
+        if isinstance(answer, Failure):
+            raise answer.error
+        correct = is_right(answer.text, question.answer)
+        right[question.kind].append(correct)
+        right["all"].append(correct)
+        tokens.append(answer.cost.visual_tokens)
     return Result(
         reduction=reduction,
         right={kind: sum(row) / len(row) for kind, row in right.items()},

@@ -1,9 +1,8 @@
-"""Engines and the text of their tokens."""
+"""Requests in, events out: rows come and go between steps, and no answer depends on its neighbors."""
 
 import pytest
 import torch
 
-from llava.engine.answer_text import AnswerText
 from llava.engine.base import Generation
 from llava.engine.transformers_engine import TransformersEngine, pad_left
 from llava.errors import UserError
@@ -11,55 +10,152 @@ from llava.errors import UserError
 
 @pytest.fixture
 def engine(loaded):
-    return TransformersEngine(loaded[1], end_ids=[2])
+    return TransformersEngine(loaded[1], loaded[0])
 
 
 @pytest.fixture
 def prompts(loaded):
-    """Embeddings of three prompts of different lengths."""
+    """Embeddings of prompts of different lengths."""
     generator = torch.Generator().manual_seed(0)
     embed = loaded[1].get_input_embeddings()
-    return [embed(torch.randint(3, 1600, (length,), generator=generator)).detach() for length in (5, 17, 9)]
+    lengths = (5, 17, 9, 1, 30, 12)
+    return [embed(torch.randint(3, 1600, (length,), generator=generator)).detach() for length in lengths]
 
 
-def columns(steps):
-    """Tokens of each prompt."""
-    return [[token for token in column if token is not None] for column in zip(*steps, strict=True)]
+def run(engine, *more):
+    """Step until nothing runs; ``more`` are (step number, function) to call before a step."""
+    tokens, text, reasons, number = {}, {}, {}, 0
+    while True:
+        for step, act in more:
+            if step == number:
+                act()
+        events = engine.step()
+        number += 1
+        if not events and all(step < number for step, _ in more):
+            return tokens, text, reasons
+        for event in events:
+            assert event.id not in reasons, "nothing happens after the last event"
+            tokens.setdefault(event.id, [])
+            text[event.id] = text.get(event.id, "") + event.text
+            if event.token is not None:
+                tokens[event.id].append(event.token)
+            if event.finished:
+                reasons[event.id] = event.finished
 
 
-def test_a_batch_streams_what_transformers_generates_for_each_prompt_alone(engine, prompts, loaded):
-    together = columns(engine.stream(prompts, Generation(max_new_tokens=10)))
-    for prompt, tokens in zip(prompts, together, strict=True):
+def alone(engine, prompt, **settings):
+    """Tokens of one request that runs by itself."""
+    request = engine.submit(prompt, Generation(**settings))
+    return run(engine)[0][request]
+
+
+def test_a_batch_gives_what_transformers_generates_for_each_prompt_alone(engine, prompts, loaded):
+    requests = [engine.submit(prompt, Generation(max_new_tokens=10)) for prompt in prompts]
+    tokens, text, reasons = run(engine)
+    for request, prompt in zip(requests, prompts, strict=True):
         ids = loaded[1].generate(
             inputs_embeds=prompt.unsqueeze(0),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             do_sample=False,
             max_new_tokens=10,
         )
-        assert tokens == ids[0].tolist()
+        assert tokens[request] == ids[0].tolist()
+        assert text[request] == loaded[0].decode(ids[0], skip_special_tokens=True).strip()
+        assert reasons[request] == "length"
+
+
+def test_requests_that_come_and_go_between_steps_answer_as_alone(engine, prompts):
+    lengths = [3, 12, 1, 7, 9, 5]
+    expected = [
+        alone(engine, prompt, max_new_tokens=length) for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    requests = {}
+
+    def submit(number):
+        requests[number] = engine.submit(prompts[number], Generation(max_new_tokens=lengths[number]))
+
+    come = [(0, lambda: submit(0)), (0, lambda: submit(1)), (2, lambda: submit(2)), (2, lambda: submit(3))]
+    tokens, _, _ = run(engine, *come, (5, lambda: submit(4)), (9, lambda: submit(5)))
+    assert [tokens[requests[number]] for number in range(6)] == expected
+
+
+def test_a_row_that_has_ended_frees_its_cache(engine, prompts):
+    engine.submit(prompts[4], Generation(max_new_tokens=2))  # the longest prompt, with the shortest answer
+    engine.submit(prompts[0], Generation(max_new_tokens=6))
+    engine.step()
+    assert engine._mask.shape == (2, 30)
+    engine.step()
+    assert engine._mask.shape == (1, 6)  # 5 of the prompt, 1 of the answer's first token
+    assert engine._cache.get_seq_length() == 6
+    run(engine)
+    assert len(engine._rows) == engine._cache.get_seq_length() == 0
+
+
+def test_rows_and_positions_are_bounded(loaded, prompts):
+    engine = TransformersEngine(loaded[1], loaded[0], max_rows=2)
+    expected = [alone(engine, prompt, max_new_tokens=4) for prompt in prompts]
+    requests = [engine.submit(prompt, Generation(max_new_tokens=4)) for prompt in prompts]
+    most = 0
+    tokens = {request: [] for request in requests}
+    while events := engine.step():
+        most = max(most, len(engine._rows))
+        for event in events:
+            tokens[event.id].append(event.token)
+    assert most == 2
+    assert [tokens[request] for request in requests] == expected
+
+    engine = TransformersEngine(loaded[1], loaded[0], max_positions=40)
+    for prompt in prompts:
+        engine.submit(prompt, Generation(max_new_tokens=4))
+    sizes = []
+    while engine.step():
+        sizes.append(engine._mask.shape)
+    assert max(rows * positions for rows, positions in sizes) <= 40
+    assert max(rows for rows, _ in sizes) > 1
+
+
+@pytest.mark.parametrize("when", ["waiting", "running", "ended"])
+def test_a_request_can_be_cancelled_at_any_time(when, loaded, prompts):
+    engine = TransformersEngine(loaded[1], loaded[0], max_rows=2)
+    expected = alone(engine, prompts[1], max_new_tokens=8)
+    stays = engine.submit(prompts[1], Generation(max_new_tokens=8))
+    other = engine.submit(prompts[2], Generation(max_new_tokens=2 if when == "ended" else 8))
+    waits = engine.submit(prompts[0], Generation(max_new_tokens=3))
+    gone = waits if when == "waiting" else other
+    tokens, _, reasons = run(engine, (4 if when == "ended" else 1, lambda: engine.cancel(gone)))
+    assert reasons[gone] == ("length" if when == "ended" else "cancelled")
+    assert reasons[stays] == "length"
+    assert tokens[stays] == expected
+    assert len(tokens[gone]) == {"waiting": 0, "running": 1, "ended": 2}[when]
 
 
 def test_an_answer_ends_at_its_end_token_and_the_others_go_on(engine, prompts):
-    whole = columns(engine.stream(prompts, Generation(max_new_tokens=10)))
+    whole = [alone(engine, prompt, max_new_tokens=10) for prompt in prompts[:3]]
     end = whole[1][3]
-    ended = columns(
-        TransformersEngine(engine.model, end_ids=[2, end]).stream(prompts, Generation(max_new_tokens=10))
-    )
-    assert ended == [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in whole]
+    engine.end_ids = [2, end]
+    requests = [engine.submit(prompt, Generation(max_new_tokens=10)) for prompt in prompts[:3]]
+    tokens, _, reasons = run(engine)
+    expected = [one[: one.index(end)] if end in one else one for one in whole]
+    assert [tokens[request] for request in requests] == expected
+    assert reasons[requests[1]] == "stop"
 
 
-def test_nothing_is_computed_after_the_stream_is_closed(engine, prompts, monkeypatch):
-    steps = []
-    step = engine._step
-    monkeypatch.setattr(engine, "_step", lambda *arguments: steps.append(1) or step(*arguments))
-    stream = engine.stream(prompts, Generation(max_new_tokens=50))
-    next(stream)
-    stream.close()
-    assert len(steps) == 1
+def test_stop_texts_end_the_row_in_the_engine(engine, prompts, loaded):
+    whole = alone(engine, prompts[0], max_new_tokens=12)
+    text = loaded[0].decode(whole).strip()
+    stop = text[len(text) // 2 :][:3]
+    request = engine.submit(prompts[0], Generation(max_new_tokens=12, stop=(stop, "never")))
+    tokens, texts, reasons = run(engine)
+    assert texts[request] == text.partition(stop)[0].rstrip()
+    assert reasons[request] == "stop"
+    assert len(tokens[request]) < len(whole)
 
 
-def test_beams_are_those_of_transformers(engine, prompts, loaded):
-    found = columns(engine.stream(prompts[:1], Generation(max_new_tokens=8, num_beams=3)))
+def test_beams_are_those_of_transformers_and_run_alone(engine, prompts, loaded):
+    expected = alone(engine, prompts[1], max_new_tokens=4)
+    greedy = engine.submit(prompts[1], Generation(max_new_tokens=4))
+    search = engine.submit(prompts[0], Generation(max_new_tokens=8, num_beams=3))
+    tokens, text, reasons = run(engine)
     ids = loaded[1].generate(
         inputs_embeds=prompts[0].unsqueeze(0),
         attention_mask=torch.ones(1, len(prompts[0]), dtype=torch.long),
@@ -67,23 +163,74 @@ def test_beams_are_those_of_transformers(engine, prompts, loaded):
         num_beams=3,
         max_new_tokens=8,
         eos_token_id=2,
+    )[0]
+    assert tokens[search] == [token for token in ids.tolist() if token != 2]
+    assert text[search] == loaded[0].decode(ids, skip_special_tokens=True).strip()
+    assert reasons[search] in ("stop", "length")
+    assert tokens[greedy] == expected
+
+
+def test_a_sampled_answer_depends_on_its_own_seed_only(engine, prompts):
+    def sampled(seed):
+        return Generation(max_new_tokens=8, temperature=5.0, top_p=0.95, seed=seed)
+
+    first, second = (
+        alone(engine, prompts[0], **settings(sampled(1))),
+        alone(engine, prompts[0], **settings(sampled(2))),
     )
-    assert found[0] == [token for token in ids[0].tolist() if token != 2]
+    assert first != second
+    requests = [engine.submit(prompts[0], sampled(1)), engine.submit(prompts[1], sampled(7))]
+    requests += [
+        engine.submit(prompts[0], sampled(2)),
+        engine.submit(prompts[2], Generation(max_new_tokens=3)),
+    ]
+    tokens, _, _ = run(engine)
+    assert tokens[requests[0]] == first
+    assert tokens[requests[2]] == second
 
 
-def test_sampling_follows_the_seed_and_the_temperature(engine, prompts):
+def settings(generation):
+    return {name: getattr(generation, name) for name in Generation.__dataclass_fields__}
+
+
+def test_without_a_seed_pytorchs_generator_decides(engine, prompts):
     def sample(seed, temperature):
         torch.manual_seed(seed)
-        return columns(
-            engine.stream(prompts, Generation(max_new_tokens=8, temperature=temperature, top_p=0.9))
-        )
+        return alone(engine, prompts[0], max_new_tokens=8, temperature=temperature, top_p=0.9)
 
     assert sample(1, 5.0) == sample(1, 5.0)
     assert sample(1, 5.0) != sample(2, 5.0)
     assert sample(1, 1) != sample(2, 1)  # a whole number is a temperature too
-    assert (
-        sample(1, 1e-40) == sample(1, 1e-4) == columns(engine.stream(prompts, Generation(max_new_tokens=8)))
-    )
+    assert sample(1, 1e-40) == sample(1, 1e-4) == alone(engine, prompts[0], max_new_tokens=8)
+
+
+def test_repetition_is_made_less_likely(engine, prompts):
+    plain = alone(engine, prompts[4], max_new_tokens=30)
+    varied = alone(engine, prompts[4], max_new_tokens=30, repetition_penalty=5.0)
+    assert len(set(varied)) > len(set(plain))
+
+
+def test_an_answer_has_at_least_as_many_tokens_as_asked_for(engine, prompts):
+    plain = alone(engine, prompts[0], max_new_tokens=10)
+    engine.end_ids = [2, plain[0]]
+    assert alone(engine, prompts[0], max_new_tokens=10) == []
+    assert len(alone(engine, prompts[0], max_new_tokens=10, min_new_tokens=4)) >= 4
+
+
+def test_settings_of_one_request_leave_its_neighbors_alone(engine, prompts):
+    plain = alone(engine, prompts[1], max_new_tokens=6)
+    engine.submit(prompts[0], Generation(max_new_tokens=6, temperature=2.0, repetition_penalty=3.0))
+    request = engine.submit(prompts[1], Generation(max_new_tokens=6))
+    assert run(engine)[0][request] == plain
+
+
+def test_an_engine_goes_on_after_it_was_cleared(engine, prompts):
+    expected = alone(engine, prompts[0], max_new_tokens=5)
+    engine.submit(prompts[1], Generation(max_new_tokens=5))
+    engine.step()
+    engine.clear()
+    assert engine.step() == []
+    assert alone(engine, prompts[0], max_new_tokens=5) == expected
 
 
 def test_prompts_are_padded_in_front():
@@ -102,45 +249,12 @@ def test_prompts_are_padded_in_front():
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"num_beams": 0}, "num_beams is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stop": ("a", "")}, "stop is .*texts that are not empty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9"),
     ],
 )
 def test_settings_out_of_range(options, message):
     with pytest.raises(UserError, match=message):
         Generation(**options)
-
-
-def push_all(tokenizer, ids, stop):
-    text = AnswerText(tokenizer, stop)
-    pieces = []
-    for token in ids:
-        pieces.append(text.push(token))
-        if text.stopped:
-            break
-    pieces.append(text.finish())
-    return pieces, text
-
-
-@pytest.mark.parametrize(
-    "answer", ["A red circle.", "é 你好 👍🏽, ok", "two  spaces\nand a line", "ends in blank "]
-)
-def test_pieces_join_to_the_answer_and_letters_come_whole(answer, loaded):
-    tokenizer = loaded[0]
-    pieces, text = push_all(tokenizer, tokenizer(answer, add_special_tokens=False)["input_ids"], "</s>")
-    assert "".join(pieces) == text.text == answer.strip()
-    assert all("\ufffd" not in piece for piece in pieces)
-    assert sum(bool(piece) for piece in pieces) > 2
-
-
-def test_a_written_out_stop_text_ends_the_answer_and_is_never_shown(loaded):
-    tokenizer = loaded[0]
-    ids = tokenizer("Yes.\n###Human: more", add_special_tokens=False)["input_ids"]
-    pieces, text = push_all(tokenizer, ids, "###")
-    assert "".join(pieces) == text.text == "Yes."
-    assert text.stopped
-
-
-def test_a_beginning_of_the_stop_text_that_goes_on_otherwise_is_shown(loaded):
-    tokenizer = loaded[0]
-    ids = tokenizer("a ## b", add_special_tokens=False)["input_ids"]
-    pieces, _ = push_all(tokenizer, ids, "###")
-    assert "".join(pieces) == "a ## b"

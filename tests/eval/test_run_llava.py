@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.assistant import Question
+from llava.engine.base import Generation
 from llava.eval import run_llava
+from llava.messages import Message, Request, read_image
 
 
 class FakeAssistant:
     def __init__(self) -> None:
-        self.asked: list[tuple[Sequence[Question], Any]] = []
+        self.asked: list[tuple[Message, Generation]] = []
 
-    def answer_all(self, questions: Sequence[Question], options: Any) -> list[SimpleNamespace]:
-        self.asked.append((questions, options))
+    def answer_all(self, requests: Sequence[Request]) -> list[SimpleNamespace]:
+        ((message,),) = (request.messages for request in requests)
+        self.asked.append((message, requests[0].generation))
         return [SimpleNamespace(text="A star.")]
 
 
@@ -62,9 +64,9 @@ def test_the_documented_object_is_enough(
     assistant: FakeAssistant, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ):
     run_llava.eval_model(documented_arguments(image_file=pictures[0]))
-    (((question,), options),) = assistant.asked
+    ((question, options),) = assistant.asked
     assert question.text == "What is it?"
-    assert [image.size for image in question.images] == [(4, 4)]
+    assert [read_image(image).size for image in question.images] == [(4, 4)]
     assert (options.temperature, options.top_p, options.num_beams, options.max_new_tokens) == (
         0,
         None,
@@ -77,9 +79,9 @@ def test_the_documented_object_is_enough(
 def test_several_pictures_and_their_places(assistant: FakeAssistant, pictures: list[str]):
     query = "<image-placeholder> and <image-placeholder>: the same?"
     run_llava.eval_model(documented_arguments(image_file=";".join(pictures), sep=";", query=query))
-    (((question,), _),) = assistant.asked
+    ((question, _),) = assistant.asked
     assert question.text == "<image> and <image>: the same?"
-    assert [image.size for image in question.images] == [(4, 4), (6, 6)]
+    assert [read_image(image).size for image in question.images] == [(4, 4), (6, 6)]
 
 
 def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant, pictures: list[str]):

@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
-from llava.assistant import Assistant, Question
+from llava.assistant import Assistant
 from llava.engine.base import Generation
+from llava.messages import Request
 from llava.model.multimodal_encoder import clip_encoder
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from tests.conftest import TINY_LLAVA
@@ -29,13 +30,13 @@ def test_crops_are_joined_as_the_requests_reducer_needs_it(own, asked, tokens, c
     folder = checkpoint_copy(**ANYRES, mm_vision_token_reduce_func=own)
     assistant = Assistant.load(str(folder), device="cpu")
     image = pictures["img1.png"]
-    (answer,) = assistant.answer_all([Question("What?", (image,), token_reduction=asked)], SHORT)
+    (answer,) = assistant.answer_all([Request.ask("What?", image, token_reduction=asked, generation=SHORT)])
     assert answer.cost.visual_tokens == tokens
     other = Assistant.load(str(folder), device="cpu", token_reduction=asked)
     encoders = [assistant.model.prompt_encoder, other.model.prompt_encoder]
     embedded = []
     for encoder in encoders:
-        (encoded,) = encoder.encode_images([image])
+        (encoded,) = encoder.encode([encoder.preprocess(image)], [image.size])
         (tokens_of_image,) = encoder.project(encoder.reduce([encoded], ["What?"], [parse_reduction(asked)]))
         embedded.append(tokens_of_image)
     assert torch.equal(*embedded)
@@ -46,7 +47,9 @@ def test_the_projector_runs_once_for_a_batch_of_any_reducers(loaded, pictures, m
     images = list(pictures.values())
     calls = []
     loaded[1].get_model().mm_projector.register_forward_hook(lambda *_: calls.append(1))
-    encoded = encoder.encode_images(images)
+    encoded = encoder.encode(
+        [encoder.preprocess(image) for image in images], [image.size for image in images]
+    )
     reducers = [parse_reduction(("TRIM:9", "none", "TRIM:-1")[i % 3]) for i in range(len(images))]
     together = encoder.project(encoder.reduce(encoded, ["What?"] * len(images), reducers))
     assert len(calls) == 1
@@ -58,7 +61,7 @@ def test_the_projector_runs_once_for_a_batch_of_any_reducers(loaded, pictures, m
 
 def test_no_images_need_no_tower(loaded):
     encoder = loaded[1].prompt_encoder
-    assert encoder.encode_images([]) == encoder.reduce([], [], []) == encoder.project([]) == []
+    assert encoder.encode([], []) == encoder.reduce([], [], []) == encoder.project([]) == []
 
 
 def test_threads_share_the_text_encoder_and_what_it_remembers(pictures):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from llava.assistant import Assistant, Generation, Question
+from llava.assistant import Assistant
 from llava.conversation import conv_templates
+from llava.engine.base import Generation
+from llava.messages import Request
 from llava.mm_utils import process_images, tokenizer_image_token
 from tests.conftest import TINY_LLAVA
 
@@ -72,10 +74,17 @@ def test_pixels(golden, pictures, loaded):
 def test_all_cases_in_one_batch_of_mixed_reductions(reference, pictures):
     """Twenty prompts of different lengths, run together, give the ids that each gave alone."""
     assistant = Assistant.load(str(TINY_LLAVA), device="cpu", conv_mode="vicuna_v1")
-    questions = [
-        Question(case["question"], (pictures[case["image"]],), case["reduce"] or "none") for case in reference
+    short = Generation(max_new_tokens=12)
+    requests = [
+        Request.ask(
+            case["question"],
+            pictures[case["image"]],
+            token_reduction=case["reduce"] or "none",
+            generation=short,
+        )
+        for case in reference
     ]
-    answers = assistant.answer_all(questions, Generation(max_new_tokens=12), batch_size=20)
+    answers = assistant.answer_all(requests, batch_size=20)
     for answer, case in zip(answers, reference, strict=True):
         assert answer.cost.visual_tokens == case["visual_tokens"]
         expected = assistant.tokenizer.decode(case["generated"][1:], skip_special_tokens=True).strip()

@@ -6,7 +6,9 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPModel, CLIPTokenizer
 
-from llava.assistant import Assistant, Generation, Question
+from llava.assistant import Assistant
+from llava.engine.base import Generation
+from llava.messages import Request
 from playground.shapes.measure import held_out_questions, is_right
 from playground.shapes.measure_clip import measure_clip
 from playground.shapes.world import EXAMPLE_SEED, Scene
@@ -46,8 +48,9 @@ def test_clip_keeps_what_a_question_names_and_little_else():
 def test_model_answers_held_out_questions_and_the_readmes():
     assistant = Assistant.load(str(LLAVA))
     asked = list(held_out_questions(60))
-    questions = [Question(question.text, (scene.render(),)) for scene, question in asked]
-    answers = assistant.answer_all(questions, Generation(max_new_tokens=12))
+    short = Generation(max_new_tokens=12)
+    requests = [Request.ask(question.text, scene.render(), generation=short) for scene, question in asked]
+    answers = assistant.answer_all(requests)
     right = [
         is_right(answer.text, question.answer) for (_, question), answer in zip(asked, answers, strict=True)
     ]

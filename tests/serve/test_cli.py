@@ -23,11 +23,11 @@ class FakeChat:
         self.prompt = ""
         self.answers: list[SimpleNamespace] = []
 
-    def stream(self, text: str, options: Any) -> Iterator[str]:
+    def stream(self, text: str, generation: Any) -> Iterator[str]:
         if text == "bad":
             raise UserError("2 <image> placeholders in the question, 1 images given")
         self.prompt += f"USER: {text} ASSISTANT:"
-        self.options.append(options)
+        self.options.append(generation)
         yield "You said "
         yield text
         self.answers.append(SimpleNamespace(text=f"You said {text}"))

@@ -1,0 +1,169 @@
+"""What is asked and what is answered: the values that pass through the `Assistant`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from llava.engine.base import FinishReason, Generation
+from llava.errors import UserError
+from llava.image_io import load_image
+from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
+
+ImageSource = Image.Image | str | Path | Callable[[], Image.Image]
+"""An image in RGB, or its file, or a function that returns it; read when it is needed."""
+
+Role = Literal["system", "user", "assistant"]
+ROLES = ("system", "user", "assistant")
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Return the image that a source stands for.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, str | Path):
+        return load_image(source)
+    try:
+        return source()
+    except OSError as error:
+        raise UserError(f"an image cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who speaks; a system message comes first and replaces that of the template.
+        text: The words; ``<image>`` may mark where each image belongs, else all of them come first.
+        images: Images of this turn.
+    """
+
+    role: Role
+    text: str
+    images: tuple[ImageSource, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no model can read.
+
+        Raises:
+            UserError: If the role is unknown, or somebody else than the user shows images.
+        """
+        if self.role not in ROLES:
+            raise UserError(f"a message is from {self.role!r}; accepted: {', '.join(ROLES)}")
+        if self.images and self.role != "user":
+            raise UserError(f"a message from {self.role!r} has images; only those from 'user' can")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A conversation to be continued.
+
+    Attributes:
+        messages: Turns of user and assistant, alternating, the last one the user's.
+        token_reduction: Reducer for this request alone, or its setting as ``mm_vision_token_reduce_func`` has
+            it; None for the model's.
+        generation: How the answer is written.
+        clip_text: What CLIP's text encoder reads, where that is not the last message's words.
+        template: Name of a conversation template; None for the model's.
+        id: Handed on to the answer.
+    """
+
+    messages: tuple[Message, ...]
+    token_reduction: Reducer | str | None = None
+    generation: Generation = field(default_factory=Generation)
+    clip_text: str | None = None
+    template: str | None = None
+    id: Hashable = None
+
+    def __post_init__(self) -> None:
+        """Read the reduction's setting.
+
+        Raises:
+            UserError: If it is not accepted, or the turns do not alternate.
+        """
+        object.__setattr__(self, "messages", tuple(self.messages))
+        if isinstance(self.token_reduction, str):
+            object.__setattr__(self, "token_reduction", parse_reduction(self.token_reduction))
+        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
+        roles = [message.role for message in turns]
+        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
+            raise UserError(
+                f"the messages are from {', '.join(roles) or 'nobody'}; accepted: user and assistant by "
+                "turns, the first and the last from the user, maybe after one from system"
+            )
+
+    @classmethod
+    def ask(cls, text: str, *images: ImageSource, **settings: Any) -> Request:
+        """Ask one question about images, or about none.
+
+        Args:
+            text: See `Message`.
+            *images: See there.
+            **settings: Attributes of the request.
+        """
+        return cls((Message("user", text, images),), **settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an answer cost. Work that several answers share counts for each with an equal share.
+
+    Attributes:
+        patches: Patches of all images.
+        visual_tokens: Tokens of all images in the prompt.
+        new_tokens: Tokens of the answer.
+        vision_ms: Preprocessing and vision encoder; 0 if the images were encoded before.
+        reduction_ms: Text encoder and choice of patches.
+        prefill_ms: Projector, embedding and the language model's first step; with beams the whole search.
+        decode_ms: All other steps.
+    """
+
+    patches: int
+    visual_tokens: int
+    new_tokens: int
+    vision_ms: float
+    reduction_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, its cost, and what the model saw.
+
+    Attributes:
+        text: Without leading or trailing whitespace.
+        cost: Tokens and milliseconds.
+        kept: Per image, which patches stayed as tokens of their own, bool (rows, columns).
+        finish_reason: ``stop`` if the model ended it, ``length`` if ``max_new_tokens`` did.
+        id: Of the request.
+    """
+
+    text: str
+    cost: Cost
+    kept: tuple[Tensor, ...]
+    finish_reason: FinishReason
+    id: Hashable = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What stands in the place of an answer that could not be given.
+
+    Attributes:
+        error: Why.
+        id: Of the request.
+    """
+
+    error: UserError
+    id: Hashable = None
