@@ -102,8 +102,7 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
     Raises:
         UserError: If peft is not installed or the adapter does not fit.
     """
-    config = read_adapter_config(folder)
-    file = next(path for path in (own_file(folder, name) for name in ADAPTER_FILES) if path is not None)
+    config, file = read_adapter_config(folder), _adapter_file(folder)
     targets = _adapted_layers(file, model, config)
 
     from peft import LoraConfig, PeftModel
@@ -119,6 +118,22 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
         raise UserError(f"the adapter {file} does not fit its base: {' '.join(str(error).split())}") from None
     # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
     return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+
+
+def _adapter_file(folder: Path) -> Path:
+    """Return the weights of an adapter, of which there are some."""
+    return next(path for path in (own_file(folder, name) for name in ADAPTER_FILES) if path is not None)
+
+
+def refuse_adapted_embeddings(folder: Path) -> None:
+    """Refuse an adapter without which prompts cannot be embedded.
+
+    Raises:
+        UserError: If it changes the embedding table.
+    """
+    file = _adapter_file(folder)
+    if any("embed_tokens" in name for name in read_shapes(file)):
+        raise UserError(f"{file} adapts the embedding table; merge it first (scripts/merge_lora_weights.py)")
 
 
 def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, Any]) -> list[str]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from llava.errors import UserError
-from llava.internals import build_model
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +48,11 @@ def check_layers(asked_for: int, names: Iterable[str], prefix: str, folder: Path
         )
 
 
-def check_shapes(model_class: type[PreTrainedModel], config: Any, shapes: Shapes, folder: Path) -> set[str]:
+def check_shapes(build: Callable[[], nn.Module], shapes: Shapes, folder: Path) -> set[str]:
     """Refuse a config that asks for other weights than the stored ones.
 
     Args:
-        model_class: What will be built from the config.
-        config: Its number of layers was checked by `check_layers`.
+        build: Builds the model from a config whose number of layers was checked by `check_layers`.
         shapes: What is stored, under the names of the model.
         folder: The checkpoint's, for messages.
 
@@ -67,7 +64,7 @@ def check_shapes(model_class: type[PreTrainedModel], config: Any, shapes: Shapes
     """
     try:
         with torch.device("meta"):
-            model = build_model(model_class, config, "eager")
+            model = build()
     except (RuntimeError, ZeroDivisionError) as error:  # of sizes that no tensor can have
         raise UserError(f"{folder} does not fit the config: {str(error).splitlines()[0]}") from None
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

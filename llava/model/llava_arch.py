@@ -7,7 +7,7 @@ language model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,7 @@ class LlavaMetaModel:
     """Mixin of the inner model: holds the vision tower and the projector next to the transformer's layers."""
 
     config: Any
-    # Of the other base, a transformers model.
-    parameters: Callable[[], Iterator[nn.Parameter]]
-    _modules: dict[str, nn.Module | None]
+    _modules: dict[str, nn.Module | None]  # of the other base, a module
 
     def __init__(self, config: Any) -> None:
         """Build projector and an unloaded tower if the config names a tower."""
@@ -82,7 +80,8 @@ class LlavaMetaModel:
         config.mm_projector_type = getattr(model_args, "mm_projector_type", None) or "linear"
         config.use_mm_proj = True
 
-        placed = next(self.parameters())
+        module: Any = self
+        placed = next(module.parameters())
         self.vision_tower = build_vision_tower(config, delay_load=True)
         beside = getattr(model_args, "vision_tower_beside", None)
         self.vision_tower.load_model(beside=beside, device=placed.device, dtype=placed.dtype)
@@ -280,7 +279,7 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
     before = model.config.vocab_size
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
             with whole([layer.weight]):
                 layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
 

@@ -17,7 +17,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from llava.errors import MissingFileError, UserError
-from llava.model.adapter import ADAPTER_FILES, apply_adapter, read_adapter_config
+from llava.internals import build_model
+from llava.model.adapter import ADAPTER_FILES, apply_adapter, read_adapter_config, refuse_adapted_embeddings
 from llava.model.checkpoint_configs import read_generation_config, read_llava_config
 from llava.model.checkpoint_files import (
     StoredWeight,
@@ -33,9 +34,10 @@ from llava.model.checkpoint_files import (
 from llava.model.checkpoint_sizes import check_layers, check_shapes, warn_of_surplus
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.llava_arch import add_image_tokens, load_new_rows, load_projector
+from llava.model.llava_arch import LlavaMetaForCausalLM, add_image_tokens, load_new_rows, load_projector
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.placement import Placement
+from llava.model.prompt_model import LlavaPromptModel
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -118,34 +120,114 @@ def load_checkpoint(
         MissingFileError: If a folder or its weights are missing.
         UserError: If a config or a file does not fit.
     """
+    found = _find(model_path, model_base, vision_tower, token_reduction)
+    tokenizer = load_tokenizer(found.source)
+    model = _load_weights(found, _quantized_as_trained(placement, found.config))
+    if getattr(found.config, "mm_vision_tower", None) is not None:
+        add_image_tokens(model, tokenizer, found.config)
+    if found.kind is CheckpointKind.PROJECTOR:
+        _apply_projector(model, found, tokenizer)
+    if found.kind is CheckpointKind.LORA:
+        _apply_trained(model, found)
+        model = apply_adapter(model, found.folder)
+    model.tokenizer = tokenizer
+    tower = _load_tower(model, found, placement, is_beside=vision_tower is None)
+    context_length = getattr(found.config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
+    return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
+
+
+def load_prompt_model(
+    model_path: str,
+    model_base: str | None,
+    placement: Placement,
+    *,
+    vision_tower: str | None = None,
+    token_reduction: str | None = None,
+) -> LlavaPromptModel:
+    """Load what of a checkpoint embeds prompts; the layers of the language model are not read.
+
+    Arguments and errors are those of `load_checkpoint`. Nothing is quantized.
+
+    Raises:
+        MissingFileError: If a folder or its weights are missing.
+        UserError: If a config or a file does not fit, or an adapter changes the embedding table.
+    """
+    found = _find(model_path, model_base, vision_tower, token_reduction)
+    tokenizer = load_tokenizer(found.source)
+    weights = found.beside | open_weights(found.source)
+    shapes = {name: shape_of(weight) for name, weight in weights.items()}
+    surplus = check_shapes(lambda: LlavaPromptModel(found.config), shapes, found.folder)
+    with torch.device("meta"):
+        model = LlavaPromptModel(found.config).requires_grad_(False)
+    own = {name: weights[name][...].to(placement.dtype) for name in shapes.keys() - surplus}
+    model.load_state_dict(own, assign=True)
+    model.to(placement.device)
+    if getattr(found.config, "mm_vision_tower", None) is not None:
+        add_image_tokens(model, tokenizer, found.config)
+    if found.kind is CheckpointKind.PROJECTOR:
+        _apply_projector(model, found, tokenizer)
+    if found.kind is CheckpointKind.LORA:
+        refuse_adapted_embeddings(found.folder)
+        _apply_trained(model, found)
+    model.tokenizer = tokenizer
+    _load_tower(model, found, placement, is_beside=vision_tower is None)
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A checkpoint's parts.
+
+    Attributes:
+        folder: The checkpoint's.
+        kind: What it holds.
+        config: Its config, with the vocabulary of the language model.
+        source: Folder of the language model, which is the same for a full checkpoint.
+        beside: Weights beside those of the language model, with the names of the model.
+    """
+
+    folder: Path
+    kind: CheckpointKind
+    config: LlavaConfig
+    source: Path
+    beside: dict[str, torch.Tensor]
+
+
+def _find(
+    model_path: str, model_base: str | None, vision_tower: str | None, token_reduction: str | None
+) -> _Found:
+    """Find a checkpoint's parts; see `load_checkpoint`."""
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
     config = read_llava_config(folder, vision_tower, token_reduction)
-    placement = _quantized_as_trained(placement, config)
     source = _language_model_folder(folder, kind, model_base)
-    tokenizer = load_tokenizer(source)
-    # A checkpoint beside a base may have more tokens than it: they are added below.
+    # A checkpoint beside a base may have more tokens than it: they are added later.
     config.vocab_size = read_llava_config(source).vocab_size
-    beside = _weights_beside(folder, kind)
-    model = _load_weights(source, config, placement, beside, folder)
-    if getattr(config, "mm_vision_tower", None) is not None:
-        add_image_tokens(model, tokenizer, config)
-    if kind is CheckpointKind.PROJECTOR:
-        _apply_projector(model, folder, beside, tokenizer)
-    if kind is CheckpointKind.LORA:
-        model = _apply_lora(model, folder, beside)
-    model.tokenizer = tokenizer
+    return _Found(folder, kind, config, source, _weights_beside(folder, kind))
+
+
+def _load_tower(
+    model: LlavaMetaForCausalLM, found: _Found, placement: Placement, *, is_beside: bool
+) -> CLIPVisionTower | None:
+    """Load a model's vision tower, if it has one, and CLIP's weights that were trained with the model.
+
+    Args:
+        model: Its tower is not loaded yet.
+        found: The checkpoint.
+        placement: Where and in which form.
+        is_beside: Whether the tower may lie beside the checkpoint, as what its config names may; what the
+            user names is where the user is.
+    """
     tower = model.get_vision_tower()
-    if tower is not None:
-        # What a config names may lie beside it; what the user names is where the user is.
-        neighbor = folder if vision_tower is None else None
-        tower.load_model(beside=neighbor, device=model.input_device, dtype=placement.dtype)
-        _check_width(tower, config)
-        if getattr(config, "unfreeze_mm_vision_tower", False):
-            load_trained_tower(model, source)
-            _fill_tower(model, beside, folder)
-    context_length = getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
-    return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
+    if tower is None:
+        return None
+    neighbor = found.folder if is_beside else None
+    tower.load_model(beside=neighbor, device=model.input_device, dtype=placement.dtype)
+    _check_width(tower, found.config)
+    if getattr(found.config, "unfreeze_mm_vision_tower", False):
+        load_trained_tower(model, found.source)
+        _fill_tower(model, found.beside, found.folder)
+    return tower
 
 
 def _quantized_as_trained(placement: Placement, config: LlavaConfig) -> Placement:
@@ -214,30 +296,18 @@ def load_language_model(source: Path, config: LlavaConfig, placement: Placement)
     Raises:
         UserError: If weights are damaged, missing or of another shape.
     """
-    return _load_weights(source, config, placement, {}, source)
+    return _load_weights(_Found(source, CheckpointKind.FULL, config, source, {}), placement)
 
 
-def _load_weights(
-    source: Path,
-    config: LlavaConfig,
-    placement: Placement,
-    beside: dict[str, torch.Tensor],
-    checkpoint: Path,
-) -> LlavaLlamaForCausalLM:
-    """Build a model and load what a folder holds of it.
-
-    Args:
-        source: See `load_language_model`.
-        config: See there.
-        placement: See there.
-        beside: Weights from other files, with the names of the model; they are loaded later.
-        checkpoint: Folder of those, for messages.
+def _load_weights(found: _Found, placement: Placement) -> LlavaLlamaForCausalLM:
+    """Build a model and load what the language model's folder holds of it.
 
     Raises:
         UserError: If weights are damaged, missing or of another shape.
     """
+    source, config = found.source, found.config
     weights = open_weights(source)
-    _check_fit(checkpoint, config, weights, beside)
+    _check_fit(found, weights)
     if is_deepspeed_zero3_enabled():  # whose loader takes tensors only
         weights = {name: weight[...] for name, weight in weights.items()}
     device_map = placement.device_map
@@ -276,20 +346,19 @@ def _avoid_packing_odd_sizes(model: LlavaLlamaForCausalLM) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _check_fit(
-    checkpoint: Path, config: LlavaConfig, weights: dict[str, StoredWeight], beside: dict[str, torch.Tensor]
-) -> None:
-    """Refuse a config that does not describe the weights of `_load_weights`; say which are not read.
+def _check_fit(found: _Found, weights: dict[str, StoredWeight]) -> None:
+    """Refuse a config that does not describe the weights of a model, and say which of them are not read.
 
     Raises:
         UserError: If weights are missing or of another shape.
     """
-    shapes = {name: shape_of(weight) for name, weight in (beside | weights).items()}
-    check_layers(config.num_hidden_layers, shapes, "model.layers.", checkpoint)
-    surplus = check_shapes(LlavaLlamaForCausalLM, config, shapes, checkpoint)
+    config, folder = found.config, found.folder
+    shapes = {name: shape_of(weight) for name, weight in (found.beside | weights).items()}
+    check_layers(config.num_hidden_layers, shapes, "model.layers.", folder)
+    surplus = check_shapes(lambda: build_model(LlavaLlamaForCausalLM, config, "eager"), shapes, folder)
     # CLIP comes from its own folder, and old checkpoints store what is computed from the config.
     known = {name for name in surplus if name.startswith(TOWER) or name.endswith("rotary_emb.inv_freq")}
-    warn_of_surplus(surplus - known - beside.keys(), checkpoint)
+    warn_of_surplus(surplus - known - found.beside.keys(), folder)
 
 
 def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tensor]:
@@ -311,49 +380,30 @@ def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tenso
 
 
 def _apply_projector(
-    model: LlavaLlamaForCausalLM,
-    folder: Path,
-    stored: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines.
-
-    Args:
-        model: The base.
-        folder: The projector's.
-        stored: From `_weights_beside`.
-        tokenizer: Of the base.
-    """
-    path = folder / PROJECTOR_FILE
+    """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines."""
+    path, stored = found.folder / PROJECTOR_FILE, found.beside
     load_projector(model.get_model().mm_projector, stored, path)
     if getattr(model.config, "mm_use_im_start_end", False):
         load_new_rows(model.get_input_embeddings().weight.data, stored, path, tokenizer, all_rows=True)
     _fill(model, {name: tensor for name, tensor in stored.items() if name == NEWLINE}, path)
 
 
-def _apply_lora(
-    model: LlavaLlamaForCausalLM, folder: Path, trained: dict[str, torch.Tensor]
-) -> LlavaLlamaForCausalLM:
-    """Load what was trained beside the adapter, then the adapter.
-
-    Args:
-        model: The base.
-        folder: The adapter's.
-        trained: From `_weights_beside`.
-
-    Returns:
-        The model.
+def _apply_trained(model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found) -> None:
+    """Load what was trained beside an adapter.
 
     Raises:
-        UserError: If peft is not installed or the files do not fit.
+        UserError: If it does not fit.
     """
     # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
-    trained = {name: value for name, value in trained.items() if TOWER not in name}
+    trained = {name: value for name, value in found.beside.items() if TOWER not in name}
     _match_vocabulary(model, trained)
-    unexpected = _fill(model, trained, folder / NON_LORA_FILE)
-    if unexpected:
-        raise UserError(f"{folder / NON_LORA_FILE} holds weights of no part of the model: {unexpected[0]}")
-    return apply_adapter(model, folder)
+    unexpected = _fill(model, trained, found.folder / NON_LORA_FILE)
+    if unexpected and isinstance(model, LlavaLlamaForCausalLM):
+        raise UserError(
+            f"{found.folder / NON_LORA_FILE} holds weights of no part of the model: {unexpected[0]}"
+        )
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> list[str]:
@@ -368,19 +418,21 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path)
         raise UserError(f"{path} does not fit this model: {' '.join(str(error).split())}") from None
 
 
-def _match_vocabulary(model: LlavaLlamaForCausalLM, trained: dict[str, torch.Tensor]) -> None:
+def _match_vocabulary(
+    model: LlavaLlamaForCausalLM | LlavaPromptModel, trained: dict[str, torch.Tensor]
+) -> None:
     """Resize the embeddings to those that were trained beside an adapter, if they were."""
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in trained and len(trained[name]) != model.config.vocab_size:
             model.resize_token_embeddings(len(trained[name]))
 
 
-def load_trained_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
+def load_trained_tower(model: LlavaMetaForCausalLM, folder: Path) -> None:
     """Overwrite CLIP's weights by those that a checkpoint trained itself (``unfreeze_mm_vision_tower``)."""
     _fill_tower(model, dict(iterate_weights(folder, (TOWER,))), folder)
 
 
-def _fill_tower(model: LlavaLlamaForCausalLM, weights: dict[str, torch.Tensor], path: Path) -> None:
+def _fill_tower(model: LlavaMetaForCausalLM, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy into the loaded tower what ``weights`` have of it, under the names of checkpoints."""
     tower = model.get_vision_tower()
     assert tower is not None

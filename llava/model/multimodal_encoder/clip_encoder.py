@@ -417,9 +417,8 @@ def _load_half(
     Raises:
         UserError: If weights are missing or of another shape.
     """
-    surplus = check_shapes(
-        model_class, config, {name: shape_of(weight) for name, weight in weights.items()}, folder
-    )
+    shapes = {name: shape_of(weight) for name, weight in weights.items()}
+    surplus = check_shapes(lambda: build_model(model_class, config, ATTENTION), shapes, folder)
     with init_empty_weights(include_buffers=False):
         model = build_model(model_class, config, ATTENTION)
     model.load_state_dict({name: weights[name][...] for name in weights.keys() - surplus}, assign=True)
