@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from llava.errors import UserError
-from llava.model.checkpoint_files import iterate_weights, resolve_folder
-from llava.model.loading import CheckpointKind, checkpoint_kind, load_checkpoint
+from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights, resolve_folder
+from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement
 from llava.model.saving import save_whole
 from llava.options import CommandParser

@@ -47,7 +47,7 @@ def measure(tower: CLIPVisionTower, batch: int, repeats: int) -> dict[str, float
 
 def measure_once(tower: CLIPVisionTower, pixels: torch.Tensor) -> dict[str, float]:
     """Return the milliseconds of each stage for pixels (B, 3, H, W)."""
-    tower.forget_texts()
+    tower.clear_text_cache()
     watch, laps = Stopwatch(tower.device), {}
     patches = tower.encode(pixels)
     laps["encoder"] = watch.lap()

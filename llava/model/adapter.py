@@ -10,10 +10,9 @@ from typing import Any
 
 from llava.errors import UserError
 from llava.model.checkpoint_configs import COUNT, FLAG, NUMBER, TEXT, Kind, pick
-from llava.model.checkpoint_files import own_file, read_config, read_shapes
+from llava.model.checkpoint_files import ADAPTER_FILES, own_file, read_config, read_shapes
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 WRAPPER = "base_model.model."  # what peft puts in front of the names of the model's modules
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,26 @@ from llava.errors import MissingFileError, UserError
 HUB_TIMEOUT_S = 10.0
 MAX_JSON_BYTES = 64 * 2**20  # that of a 7B model's vocabulary is 2 MiB
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
+# Names of weights, or what they begin with.
+TOWER = "model.vision_tower."
+PROJECTOR = "mm_projector."
+NEWLINE = "model.image_newline"
 # What a model folder needs at run time; the other frameworks' weights in a hub repository are left there.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
+
+
+class CheckpointKind(Enum):
+    """What a checkpoint folder holds, in the words of messages."""
+
+    FULL = "a whole model"
+    """Every weight of the language model, and of the projector if it has one."""
+    PROJECTOR = "a projector"
+    """``mm_projector.bin``, to go with a base model."""
+    LORA = "a LoRA adapter"
+    """Adapter and ``non_lora_trainables.bin``, to go with a base model."""
 
 
 def resolve_folder(name: str, beside: Path | None = None) -> Path:
@@ -170,6 +189,25 @@ def weight_files(folder: Path) -> list[Path]:
                 raise MissingFileError(f"{folder} lacks {len(missing)} of {len(files)} shards: {missing[0]}")
             return [file for file in files.values() if file is not None]
     return []
+
+
+def checkpoint_kind(folder: Path) -> CheckpointKind:
+    """Tell a checkpoint's kind from its files.
+
+    Raises:
+        MissingFileError: If the folder holds none of the three.
+    """
+    if any(own_file(folder, name) for name in ADAPTER_FILES):
+        return CheckpointKind.LORA
+    # A whole model may also ship mm_projector.bin, so its weights are looked for first.
+    if weight_files(folder):
+        return CheckpointKind.FULL
+    if own_file(folder, PROJECTOR_FILE):
+        return CheckpointKind.PROJECTOR
+    raise MissingFileError(
+        f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
+        "mm_projector.bin, or a LoRA adapter (adapter_model.safetensors)"
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

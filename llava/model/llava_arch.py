@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import UserError
 from llava.internals import execution_device
 from llava.model.checkpoint_files import read_tensors
@@ -27,6 +26,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.prompt_encoder import Images, PromptEncoder
 from llava.model.sharding import whole
 from llava.model.splice import ImageText
+from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 
 
 class LlavaMetaModel:
@@ -107,28 +107,6 @@ class LlavaMetaModel:
         tower that remembers questions does not run its text half equally often everywhere.
         """
         self.__dict__["vision_tower"] = self._modules.pop("vision_tower")
-
-
-def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
-    """Fill a projector from what a file such as ``mm_projector.bin`` holds.
-
-    Args:
-        projector: Changed in place.
-        stored: The file's tensors; their names may carry any prefix.
-        path: The file, for messages.
-
-    Raises:
-        UserError: If the file's tensors do not fit the projector.
-    """
-    marker = "mm_projector."
-    weights = {name.split(marker, 1)[1]: tensor for name, tensor in stored.items() if marker in name}
-    try:
-        with whole(projector.parameters()):
-            projector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} does not fit this model's projector: {' '.join(str(error).split())}"
-        ) from None
 
 
 class LlavaMetaForCausalLM(ABC):
@@ -261,64 +239,3 @@ class LlavaMetaForCausalLM(ABC):
             weight, path = model.get_input_embeddings().weight, Path(model_args.pretrain_mm_mlp_adapter)
             with whole([weight]):
                 load_new_rows(weight.data, read_tensors(path), path, tokenizer)
-
-
-def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
-    """Add the special tokens that the settings ask for; their new rows begin as the mean of the old ones.
-
-    Args:
-        model: A language model; its embeddings and its head grow if they have no room.
-        tokenizer: Extended in place.
-        settings: Anything with LLaVA's ``mm_use_im_patch_token`` (absent means True, as in LLaVA) and
-            ``mm_use_im_start_end``.
-    """
-    tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
-    if getattr(settings, "mm_use_im_start_end", False):
-        tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-    tokenizer.add_tokens(tokens, special_tokens=True)
-    before = model.config.vocab_size
-    if len(tokenizer) > before:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with whole([layer.weight]):
-                layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
-
-
-def load_new_rows(
-    embeddings: Tensor,
-    stored_tensors: dict[str, Tensor],
-    path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    all_rows: bool = False,
-) -> None:
-    """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
-
-    Args:
-        embeddings: The model's input embeddings, (V, H), changed in place.
-        stored_tensors: What the file holds.
-        path: The file, for messages.
-        tokenizer: Knows which rows are theirs.
-        all_rows: Whether the others are copied too if the file has them: stage 1 changes every row that its
-            captions use, and its result answers with those. As in LLaVA, stage 2 does not begin with them.
-
-    Raises:
-        UserError: If the file has no embeddings or of another size.
-    """
-    rows = [
-        tokenizer.convert_tokens_to_ids(token) for token in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
-    ]
-    stored = stored_tensors.get("model.embed_tokens.weight")
-    new_shape = (len(rows), embeddings.shape[1])
-    if stored is None or stored.shape not in (embeddings.shape, new_shape):
-        found = "none" if stored is None else tuple(stored.shape)
-        raise UserError(
-            f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or {new_shape} "
-            f"for the start and end tokens; found {found}"
-        )
-    if stored.shape == new_shape:
-        embeddings[rows] = stored.to(embeddings)
-    elif all_rows:
-        embeddings.copy_(stored)
-    else:
-        embeddings[rows] = stored[rows].to(embeddings)

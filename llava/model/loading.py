@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 
 import torch
@@ -16,12 +15,19 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from llava.errors import MissingFileError, UserError
+from llava.errors import UserError
 from llava.internals import build_model
-from llava.model.adapter import ADAPTER_FILES, apply_adapter, read_adapter_config, refuse_adapted_embeddings
+from llava.model.adapter import apply_adapter, read_adapter_config, refuse_adapted_embeddings
 from llava.model.checkpoint_configs import read_generation_config, read_llava_config
 from llava.model.checkpoint_files import (
+    NEWLINE,
+    NON_LORA_FILE,
+    PROJECTOR,
+    PROJECTOR_FILE,
+    TOWER,
+    CheckpointKind,
     StoredWeight,
+    checkpoint_kind,
     iterate_weights,
     open_weights,
     own_file,
@@ -29,38 +35,22 @@ from llava.model.checkpoint_files import (
     resolve_folder,
     shape_of,
     unreadable,
-    weight_files,
 )
 from llava.model.checkpoint_sizes import check_layers, check_shapes, warn_of_surplus
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.llava_arch import LlavaMetaForCausalLM, add_image_tokens, load_new_rows, load_projector
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.placement import Placement
 from llava.model.prompt_model import LlavaPromptModel
+from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-TOWER = "model.vision_tower."
-NEWLINE = "model.image_newline"
-PROJECTOR = "mm_projector."
-PROJECTOR_FILE = "mm_projector.bin"
-NON_LORA_FILE = "non_lora_trainables.bin"
 # What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
 QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
-
-
-class CheckpointKind(Enum):
-    """What a checkpoint folder holds, in the words of messages."""
-
-    FULL = "a whole model"
-    """Every weight of the language model, and of the projector if it has one."""
-    PROJECTOR = "a projector"
-    """``mm_projector.bin``, to go with a base model."""
-    LORA = "a LoRA adapter"
-    """Adapter and ``non_lora_trainables.bin``, to go with a base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +68,6 @@ class LoadedModel:
     model: LlavaLlamaForCausalLM
     image_processor: CLIPImageProcessorPil | None
     context_length: int
-
-
-def checkpoint_kind(folder: Path) -> CheckpointKind:
-    """Tell a checkpoint's kind from its files.
-
-    Raises:
-        MissingFileError: If the folder holds none of the three.
-    """
-    if any(own_file(folder, name) for name in ADAPTER_FILES):
-        return CheckpointKind.LORA
-    # A whole model may also ship mm_projector.bin, so its weights are looked for first.
-    if weight_files(folder):
-        return CheckpointKind.FULL
-    if own_file(folder, PROJECTOR_FILE):
-        return CheckpointKind.PROJECTOR
-    raise MissingFileError(
-        f"{folder} has no weights: expected model.safetensors or pytorch_model.bin (or their shards), "
-        "mm_projector.bin, or a LoRA adapter (adapter_model.safetensors)"
-    )
 
 
 def load_checkpoint(
@@ -439,4 +410,4 @@ def _fill_tower(model: LlavaMetaForCausalLM, weights: dict[str, torch.Tensor], p
     own = tower.state_dict()
     named = {name.removeprefix(TOWER): tensor for name, tensor in weights.items() if name.startswith(TOWER)}
     _fill(tower, {name: tensor for name, tensor in named.items() if name in own}, path)
-    tower.forget_texts()
+    tower.clear_text_cache()

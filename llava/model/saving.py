@@ -7,9 +7,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.checkpoint_files import name_elsewhere
+from llava.model.checkpoint_files import TOWER, name_elsewhere
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.loading import TOWER
 
 
 def save_whole(

@@ -18,7 +18,7 @@ from transformers.utils import is_torch_tf32_available
 
 from llava.errors import MissingFileError, UserError
 from llava.internals import use_one_gpu
-from llava.model.loading import CheckpointKind
+from llava.model.checkpoint_files import CheckpointKind
 from llava.train.argument_checks import (
     PATCH_MERGE_TYPES,
     check_adapter,

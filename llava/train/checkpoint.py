@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.errors import MissingFileError, UserError
-from llava.model.checkpoint_files import read_tensors
-from llava.model.loading import (
+from llava.model.checkpoint_files import (
     NON_LORA_FILE,
     PROJECTOR_FILE,
-    QUANTIZATION_KEYS,
     CheckpointKind,
     checkpoint_kind,
+    read_tensors,
 )
+from llava.model.loading import QUANTIZATION_KEYS
 
 logger = logging.getLogger(__name__)
 

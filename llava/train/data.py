@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, default_conversation
+from llava.data.records import Record, image_path, naming, read_records
 from llava.errors import UserError
 from llava.image_io import load_image
 from llava.mm_utils import process_image
 from llava.train.arguments import DataArguments
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.preprocess import preprocess, preprocess_multimodal, text_for_clip
-from llava.train.records import Record, image_path, naming, read_records
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from llava.model.loading import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
+from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
 from llava.model.saving import whole_state
 from llava.model.sharding import read_whole
 from llava.train.checkpoint import (

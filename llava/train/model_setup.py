@@ -14,14 +14,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llava.conversation import conv_templates
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_configs import read_llava_config
-from llava.model.checkpoint_files import name_elsewhere, resolve_folder
+from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, name_elsewhere, resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading import (
-    CheckpointKind,
-    checkpoint_kind,
-    load_language_model,
-    load_trained_tower,
-)
+from llava.model.loading import load_language_model, load_trained_tower
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
 from llava.model.saving import complete_sampling

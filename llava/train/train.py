@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from llava.conversation import conv_templates
+from llava.data.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.errors import UserError
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoint import (
@@ -29,7 +30,6 @@ from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
-from llava.train.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.utils import exit_on_user_error, process_rank, setup_logging
 
 REPORT_DELAY_S = 10.0

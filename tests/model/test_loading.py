@@ -10,8 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from llava.errors import MissingFileError, UserError
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint_files import iterate_weights, read_tensors, resolve_folder
-from llava.model.loading import CheckpointKind, checkpoint_kind
+from llava.model.checkpoint_files import (
+    CheckpointKind,
+    checkpoint_kind,
+    iterate_weights,
+    read_tensors,
+    resolve_folder,
+)
 from llava.model.placement import parse_device, parse_dtype
 from tests.conftest import TINY_CLIP, TINY_CLIP_SIZES, TINY_LLAVA
 

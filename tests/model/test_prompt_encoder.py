@@ -94,14 +94,14 @@ def test_threads_share_the_text_encoder_and_what_it_remembers(pictures):
 def test_the_text_half_is_loaded_once_for_many_threads(monkeypatch):
     tower = Assistant.load(str(TINY_LLAVA), device="cpu").model.get_vision_tower()
     loads, start = [], threading.Barrier(8)
-    load = clip_encoder._load_text_half
+    load = clip_encoder.load_text_half
 
     def slow_load(*arguments):
         loads.append(1)
         time.sleep(0.1)
         return load(*arguments)
 
-    monkeypatch.setattr(clip_encoder, "_load_text_half", slow_load)
+    monkeypatch.setattr(clip_encoder, "load_text_half", slow_load)
     threads = [
         threading.Thread(target=lambda i=i: (start.wait(), tower.encode_questions([f"text {i}"])))
         for i in range(8)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava.model.checkpoint_files import iterate_weights
-from llava.model.llava_arch import load_projector
+from llava.model.weights import load_projector
 from scripts.extract_mm_projector import main
 from tests.conftest import TINY_LLAVA
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llava.model.checkpoint_files import iterate_weights
-from llava.model.loading import CheckpointKind, checkpoint_kind
+from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights
 from scripts.merge_lora_weights import main
 from tests.conftest import TINY_CLIP, TINY_LLAVA
 from tests.model.test_loading import load, logits, write_lora

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import UserError
-from llava.model.loading import CheckpointKind
+from llava.model.checkpoint_files import CheckpointKind
 from llava.train.checkpoint import (
     check_resumable,
     claimed,

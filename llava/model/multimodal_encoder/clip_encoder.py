@@ -1,34 +1,25 @@
-"""CLIP as the eye of the model: the vision half sees the picture, the text half hears what was asked.
+"""CLIP as the vision tower: its vision encoder, cut at the selected layer, with the token reducer behind it.
 
-Shapes: B images, N patches per image, D tower width, E width of CLIP's joint space.
+Shapes: B images, N patches per image, D width of the tower, E width of CLIP's joint space.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    PreTrainedModel,
-)
+from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from llava.errors import MissingFileError, UserError
-from llava.internals import build_model
 from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
-from llava.model.checkpoint_files import StoredWeight, open_weights, own_file, resolve_folder, shape_of
-from llava.model.checkpoint_sizes import check_layers, check_shapes
+from llava.model.checkpoint_files import own_file, resolve_folder
+from llava.model.multimodal_encoder.clip_weights import load_text_half, load_vision_half
+from llava.model.multimodal_encoder.text_encoder import TEXT_LOCK, TextEncoder, without_autocast
 from llava.model.multimodal_encoder.token_reduction import (
     Reducer,
     ReducerInputs,
@@ -40,14 +31,7 @@ from llava.model.multimodal_encoder.token_reduction import (
 from llava.model.splice import ImageText
 from llava.tokenizer import load_clip_tokenizer
 
-logger = logging.getLogger(__name__)
-
-# Guards text encoders and what they remember, for which threads may ask at once. One lock serves all towers,
-# since a module that holds a lock could not be copied.
-_TEXT_LOCK = threading.RLock()
-ATTENTION = "sdpa"  # never what a config names, which may be a kernel on a hub
 SELECT_FEATURES = ("patch", "cls_patch")
-REMEMBERED_TEXTS = 4096  # embeddings of the last distinct questions; at 768 floats each, 12 MiB
 
 
 class CLIPVisionTower(nn.Module):
@@ -90,8 +74,7 @@ class CLIPVisionTower(nn.Module):
             )
         self.token_reduction: Reducer = parse_reduction(getattr(args, "mm_vision_token_reduce_func", None))
         self.is_loaded = False
-        self._text_embeddings: dict[str, Tensor] = {}
-        self._warned_of_long_question = False
+        self._text_encoder: TextEncoder | None = None
         if not delay_load:
             self.load_model()
 
@@ -126,7 +109,7 @@ class CLIPVisionTower(nn.Module):
         self.image_processor = read_image_processor(self.folder)
         vision, self._text_config = read_clip_configs(self.folder)
         self._check_crop(vision.image_size)
-        self.vision_tower = _load_vision_half(vision, self.select_layer, self.folder)
+        self.vision_tower = load_vision_half(vision, self.select_layer, self.folder)
         self.vision_tower.to(device=device, dtype=dtype)
         self.text_tower = None
         self.is_loaded = True
@@ -168,29 +151,33 @@ class CLIPVisionTower(nn.Module):
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
         if self.is_loaded and reducer.needs_question:
-            self._loaded_text_tower()
+            self._loaded_text_encoder()
         self.token_reduction = reducer
 
-    def _loaded_text_tower(self) -> CLIPTextModelWithProjection:
-        """Return CLIP's text half, loaded by the first that asks for it."""
-        with _TEXT_LOCK:
-            if self.text_tower is None:
-                self._load_text_tower()
-            assert self.text_tower is not None
-            return self.text_tower
+    def _loaded_text_encoder(self) -> TextEncoder:
+        """Return CLIP's text encoder, loaded by the first that asks for it.
 
-    def _load_text_tower(self) -> None:
-        if self._text_config is None:
-            raise UserError(
-                f"the token reduction reads the question with CLIP's text half, which {self.folder} lacks"
-            )
-        if own_file(self.folder, "tokenizer.json") is None:
-            # transformers would make a tokenizer that knows no words, to which all questions are the same.
-            self._require("vocab.json")
-            self._require("merges.txt")
-        self.text_tokenizer = load_clip_tokenizer(self.folder)
-        text_tower = _load_text_half(self._text_config, self.folder)
-        self.text_tower = text_tower.to(device=self.device, dtype=self.dtype)
+        Raises:
+            UserError: If CLIP's folder has none.
+        """
+        with TEXT_LOCK:
+            if self._text_encoder is None:
+                config = self._text_config
+                if config is None:
+                    raise UserError(
+                        "the token reduction reads the question with CLIP's text encoder, which "
+                        f"{self.folder} lacks"
+                    )
+                if own_file(self.folder, "tokenizer.json") is None:
+                    # transformers would make a tokenizer that knows no words, to which all questions are the
+                    # same.
+                    self._require("vocab.json")
+                    self._require("merges.txt")
+                tokenizer = load_clip_tokenizer(self.folder)
+                text_tower = load_text_half(config, self.folder).to(device=self.device, dtype=self.dtype)
+                self.text_tower = text_tower
+                self._text_encoder = TextEncoder(text_tower, tokenizer)
+            return self._text_encoder
 
     @torch.no_grad()
     def forward(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
@@ -214,13 +201,9 @@ class CLIPVisionTower(nn.Module):
         """Return the patch features of (B, 3, H, W) pixels at the selected layer, (B, N, D)."""
         images = images.to(device=self.device, dtype=self.dtype)
         # The encoder ends at the selected layer, so its last hidden state is the one to read.
-        with self._exact():
+        with without_autocast(self.device):
             hidden = self.vision_tower.vision_model(images).last_hidden_state
         return hidden if self.select_feature == "cls_patch" else hidden[:, 1:]
-
-    def _exact(self) -> torch.autocast:
-        """Switch autocast off: training with it must not round what decides which patches stay."""
-        return torch.autocast(self.device.type, enabled=False)
 
     @torch.no_grad()
     def reduce(
@@ -246,7 +229,7 @@ class CLIPVisionTower(nn.Module):
         norm = self.vision_tower.vision_model.post_layernorm
         weight, bias = norm.weight.float(), norm.bias.float()
         normed = F.layer_norm(patches.float(), norm.normalized_shape, weight, bias, norm.eps)
-        with self._exact():
+        with without_autocast(self.device):
             return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
 
     @torch.no_grad()
@@ -256,54 +239,16 @@ class CLIPVisionTower(nn.Module):
         Every distinct text is encoded by itself and without padding, so that no answer depends on its
         neighbors.
         """
-        per_image = [[question] if isinstance(question, str) else list(question) for question in questions]
-        if not all(per_image):
-            raise UserError("an image has an empty list of questions; give at least one text per image")
-        distinct = dict.fromkeys(text for texts in per_image for text in texts)
-        embeddings = {text: self._embed_text(text) for text in distinct}
-        return torch.stack(
-            [torch.stack([embeddings[text] for text in texts]).mean(dim=0) for texts in per_image]
-        )
+        return self._loaded_text_encoder()(questions)
 
-    def _embed_text(self, text: str) -> Tensor:
-        """Look up or encode one text, (E,): a frozen text tower says the same whenever it is asked."""
-        with _TEXT_LOCK:
-            embedding = self._text_embeddings.get(text)
-            if embedding is None:
-                if len(self._text_embeddings) >= REMEMBERED_TEXTS:
-                    self._text_embeddings.pop(next(iter(self._text_embeddings)), None)
-                self._text_embeddings[text] = embedding = self._encode_text(text)
-            return embedding
-
-    def _encode_text(self, text: str) -> Tensor:
-        """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
-        text_tower = self._loaded_text_tower()
-        limit = text_tower.config.max_position_embeddings
-        ids = self.text_tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) > limit:
-            self._warn_of_long_question(len(ids), limit)
-            ids = ids[: limit - 1] + ids[-1:]
-        with self._exact():
-            embedded = text_tower(torch.tensor([ids], device=self.device)).text_embeds
-        return embedded[0].float()
-
-    def _warn_of_long_question(self, length: int, limit: int) -> None:
-        if not self._warned_of_long_question:
-            self._warned_of_long_question = True
-            logger.warning(
-                "a question has %d CLIP tokens: the first %d decide which patches stay (said once)",
-                length,
-                limit,
-            )
-
-    def forget_texts(self) -> None:
-        """Forget the embeddings of questions, because the weights that made them have changed."""
-        with _TEXT_LOCK:
-            self._text_embeddings.clear()
+    def clear_text_cache(self) -> None:
+        """Forget the embeddings of texts, because the weights that made them have changed."""
+        if self._text_encoder is not None:
+            self._text_encoder.clear_cache()
 
     def _apply(self, *args: Any, **kwargs: Any) -> CLIPVisionTower:
         """Move or convert the weights, as ``.to()`` does."""
-        self.forget_texts()
+        self.clear_text_cache()
         return super()._apply(*args, **kwargs)
 
     @property
@@ -361,65 +306,3 @@ def _one_question_per_image(texts: Sequence[ImageText] | str | None, images: int
     if len(questions) != images:
         raise UserError(f"{len(questions)} questions for {images} images; give one per image, or one for all")
     return questions
-
-
-def _layers_to_run(select_layer: int, layers: int) -> int:
-    """Return how many of the encoder's layers lead to its ``hidden_states[select_layer]``.
-
-    Raises:
-        UserError: If there is no such hidden state.
-    """
-    count = select_layer if select_layer >= 0 else layers + 1 + select_layer
-    if not 0 <= count <= layers:
-        raise UserError(
-            f"mm_vision_select_layer is {select_layer}; this CLIP has hidden states {-layers - 1} to {layers}"
-        )
-    return count
-
-
-def _load_vision_half(
-    config: CLIPVisionConfig, select_layer: int, folder: Path
-) -> CLIPVisionModelWithProjection:
-    """Load CLIP's vision half up to the layer that is read; ``config`` becomes that of this part."""
-    halves = ("vision_model.", "visual_projection.", "text_", "logit_scale")
-    weights = {
-        # A vision half that was saved alone lacks the prefix of its half.
-        name if name.startswith(halves) else f"vision_model.{name}": weight
-        for name, weight in open_weights(folder).items()
-    }
-    check_layers(config.num_hidden_layers, weights, "vision_model.encoder.layers.", folder)
-    config.num_hidden_layers = _layers_to_run(select_layer, config.num_hidden_layers)
-    if "visual_projection.weight" not in weights:
-        # Only a reducer reads the projection, and none can without the text half.
-        config.projection_dim = 1
-        weights["visual_projection.weight"] = torch.zeros(1, config.hidden_size)
-    return _load_half(CLIPVisionModelWithProjection, config, weights, folder)
-
-
-def _load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithProjection:
-    """Load CLIP's text half."""
-    weights = open_weights(folder)
-    check_layers(config.num_hidden_layers, weights, "text_model.encoder.layers.", folder)
-    return _load_half(CLIPTextModelWithProjection, config, weights, folder)
-
-
-def _load_half(
-    model_class: type[PreTrainedModel], config: Any, weights: dict[str, StoredWeight], folder: Path
-) -> PreTrainedModel:
-    """Build one half of CLIP and fill it from stored weights, frozen and in their stored type.
-
-    Args:
-        model_class: The half.
-        config: Of the half.
-        weights: From `open_weights`, under the names of the half; others are left.
-        folder: CLIP's, for messages.
-
-    Raises:
-        UserError: If weights are missing or of another shape.
-    """
-    shapes = {name: shape_of(weight) for name, weight in weights.items()}
-    surplus = check_shapes(lambda: build_model(model_class, config, ATTENTION), shapes, folder)
-    with init_empty_weights(include_buffers=False):
-        model = build_model(model_class, config, ATTENTION)
-    model.load_state_dict({name: weights[name][...] for name in weights.keys() - surplus}, assign=True)
-    return model.requires_grad_(False).eval()

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from llava.conversation import conv_templates
-from llava.errors import MissingFileError, UserError
-from llava.train.records import (
+from llava.data.records import (
     Fault,
     check_records,
     find_problems,
@@ -17,6 +16,7 @@ from llava.train.records import (
     name_record,
     read_records,
 )
+from llava.errors import MissingFileError, UserError
 
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 

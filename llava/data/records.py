@@ -22,7 +22,7 @@ from llava.utils import process_rank
 
 logger = logging.getLogger(__name__)
 
-CHECK_COMMAND = "python -m llava.train.check_data"
+CHECK_COMMAND = "python -m llava.data.check_data"
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON may write it, but it is no character, and tokenizers fail on it."""
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
+from llava.data.check_data import main, map_in_parallel
+from llava.data.data_report import histogram
+from llava.data.text_lengths import Measure, make_ruler
 from llava.train.arguments import DataArguments
-from llava.train.check_data import main, map_in_parallel
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import encode_record
-from llava.train.data_report import histogram
-from llava.train.text_lengths import Measure, make_ruler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP = GOLDEN / "clip-vit-tiny-patch14-336"

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from llava.data.downloads.parts import Part, Stage
+from llava.data.records import files_in, image_path, naming
 from llava.errors import UserError
-from llava.train.downloads.parts import Part, Stage
-from llava.train.records import files_in, image_path, naming
 
 EXAMPLES: Final = 3
 SKIPPING: Final = "Images that cannot be had any more are left out if training is given --on_bad_image skip."

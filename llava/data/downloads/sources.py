@@ -11,8 +11,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
-from llava.errors import UserError
-from llava.train.downloads.archives import (
+from llava.data.downloads.archives import (
     Member,
     in_parallel,
     is_archive,
@@ -21,7 +20,8 @@ from llava.train.downloads.archives import (
     unpack,
     write_file,
 )
-from llava.train.downloads.parts import PARTS, Part, recognize
+from llava.data.downloads.parts import PARTS, Part, recognize
+from llava.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.train.downloads.parts import PARTS, STAGES, recognize
-from llava.train.prepare_data import main
+from llava.data.downloads.parts import PARTS, STAGES, recognize
+from llava.data.prepare_data import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llava.train.records import Fault, Problem, fatal_problems, name_record, why_not_skipped
-from llava.train.text_lengths import Measure, Ruler
+from llava.data.records import Fault, Problem, fatal_problems, name_record, why_not_skipped
+from llava.data.text_lengths import Measure, Ruler
 
 BAR_WIDTH = 40  # characters of the longest bar
 LENGTH_STEPS = 8  # rows of the histogram of lengths, up to the length at which samples are cut

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageStat
 
+from llava.data.downloads.archives import list_members, unpack, write_file
 from llava.errors import UserError
-from llava.train.downloads.archives import list_members, unpack, write_file
 
 CONTENTS = {f"pictures/{number}.jpg": bytes([number]) * 5000 for number in range(200)}
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from typing import Any
-from llava.train.downloads.archives import write_file
+from llava.data.downloads.archives import write_file
 
 def copy_half(stream, file):
     file.write(stream.read(2500))

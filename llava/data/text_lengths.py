@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle
+from llava.data.records import Record
 from llava.model.checkpoint_configs import read_clip_configs
 from llava.model.checkpoint_files import own_file, resolve_folder
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -19,7 +20,6 @@ from llava.train.arguments import DataArguments, ModelArguments
 from llava.train.data import count_words, encode_record
 from llava.train.model_setup import read_base
 from llava.train.preprocess import render, text_for_clip
-from llava.train.records import Record
 
 
 @dataclass(frozen=True, slots=True)

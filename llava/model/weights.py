@@ -1,0 +1,96 @@
+"""Weights of a LLaVA that come from files of their own, or belong to tokens of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.errors import UserError
+from llava.model.checkpoint_files import PROJECTOR
+from llava.model.sharding import whole
+
+
+def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
+    """Fill a projector from what a file such as ``mm_projector.bin`` holds.
+
+    Args:
+        projector: Changed in place.
+        stored: The file's tensors; their names may carry any prefix.
+        path: The file, for messages.
+
+    Raises:
+        UserError: If the file's tensors do not fit the projector.
+    """
+    weights = {name.split(PROJECTOR, 1)[1]: tensor for name, tensor in stored.items() if PROJECTOR in name}
+    try:
+        with whole(projector.parameters()):
+            projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit this model's projector: {' '.join(str(error).split())}"
+        ) from None
+
+
+def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
+    """Add the special tokens that the settings ask for; their new rows begin as the mean of the old ones.
+
+    Args:
+        model: A language model; its embeddings and its head grow if they have no room.
+        tokenizer: Extended in place.
+        settings: Anything with LLaVA's ``mm_use_im_patch_token`` (absent means True, as in LLaVA) and
+            ``mm_use_im_start_end``.
+    """
+    tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
+    if getattr(settings, "mm_use_im_start_end", False):
+        tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    before = model.config.vocab_size
+    if len(tokenizer) > before:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            with whole([layer.weight]):
+                layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
+
+
+def load_new_rows(
+    embeddings: Tensor,
+    stored_tensors: dict[str, Tensor],
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    all_rows: bool = False,
+) -> None:
+    """Copy the start and end tokens' rows from a projector file that brings all embeddings or just these.
+
+    Args:
+        embeddings: The model's input embeddings, (V, H), changed in place.
+        stored_tensors: What the file holds.
+        path: The file, for messages.
+        tokenizer: Knows which rows are theirs.
+        all_rows: Whether the others are copied too if the file has them: stage 1 changes every row that its
+            captions use, and its result answers with those. As in LLaVA, stage 2 does not begin with them.
+
+    Raises:
+        UserError: If the file has no embeddings or of another size.
+    """
+    rows = [
+        tokenizer.convert_tokens_to_ids(token) for token in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
+    ]
+    stored = stored_tensors.get("model.embed_tokens.weight")
+    new_shape = (len(rows), embeddings.shape[1])
+    if stored is None or stored.shape not in (embeddings.shape, new_shape):
+        found = "none" if stored is None else tuple(stored.shape)
+        raise UserError(
+            f"{path} should hold model.embed_tokens.weight of shape {tuple(embeddings.shape)} or {new_shape} "
+            f"for the start and end tokens; found {found}"
+        )
+    if stored.shape == new_shape:
+        embeddings[rows] = stored.to(embeddings)
+    elif all_rows:
+        embeddings.copy_(stored)
+    else:
+        embeddings[rows] = stored[rows].to(embeddings)

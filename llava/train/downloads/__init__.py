@@ -1,1 +1,0 @@
-"""From downloaded archives to the training data of LLaVA-1.5; the command is `llava.train.prepare_data`."""
