@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.errors import MissingFileError, UserError
 from llava.image_io import load_image_or_url
-from llava.options import add_model_options, load_assistant
+from llava.options import add_generation_options, add_model_options, load_assistant, read_generation
 from llava.utils import printable, refuse_overwriting
 from llava.visualize import draw_kept
 
@@ -30,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show-kept", type=Path, metavar="FILE", help="write the picture with the dropped patches dimmed"
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token"
-    )
+    add_generation_options(parser)
     add_model_options(parser)
 
 
@@ -53,10 +48,7 @@ def run(options: argparse.Namespace) -> None:
         check_picture_path(options.show_kept)
         refuse_overwriting("--show-kept", options.show_kept, options.image)
 
-    from llava.engine.base import Generation
-
-    generation = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
-
+    generation = read_generation(options)
     assistant = load_assistant(options)
     answer = assistant.answer(options.question, image, generation)
     if options.show_kept is not None:

@@ -25,7 +25,10 @@ class Command:
     module: str
 
 
-COMMANDS = (Command("ask", "ask one question about a picture", "llava.ask"),)
+COMMANDS = (
+    Command("ask", "ask one question about an image", "llava.ask"),
+    Command("chat", "have a conversation about an image", "llava.serve.cli"),
+)
 
 
 @exit_on_user_error

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.image_io import load_image_bytes
+from llava.tokenizer import ids_and_spans
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -212,11 +213,9 @@ def tokenizer_image_token(
     Raises:
         ValueError: If ``return_tensors`` is anything else.
     """
-    ids: list[int] = []
-    for index, text in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN)):
-        chunk = tokenizer(text).input_ids
-        opens_with_bos = tokenizer.bos_token_id is not None and chunk[:1] == [tokenizer.bos_token_id]
-        ids += [image_token_index, *chunk[opens_with_bos:]] if index else chunk
+    ids, _ = ids_and_spans(prompt, tokenizer)
+    if image_token_index != IMAGE_TOKEN_INDEX:
+        ids = [image_token_index if token == IMAGE_TOKEN_INDEX else token for token in ids]
     if return_tensors is None:
         return ids
     if return_tensors != "pt":

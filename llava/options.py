@@ -7,6 +7,7 @@ from llava.errors import UserError
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
+    from llava.engine.base import Generation
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -56,6 +57,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--load-8bit", action="store_true", help="quantize the language model to 8 bits")
     model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
+
+
+def add_generation_options(
+    parser: argparse.ArgumentParser, temperature: float = 0.0, separator: str = "-"
+) -> None:
+    """Add the options that say how answers are written.
+
+    Args:
+        parser: Gets them.
+        temperature: Default.
+        separator: What joins the words of a name; some of LLaVA's commands have ``_``. One command has one
+            spelling only, because argparse finds an abbreviation of two ambiguous.
+    """
+
+    def add(name: str, **settings: Any) -> None:
+        group.add_argument(f"--{name.replace('-', separator)}", **settings)
+
+    group = parser.add_argument_group("answer")
+    add("max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
+    add(
+        "temperature",
+        type=float,
+        default=temperature,
+        metavar="T",
+        help=f"0 always takes the likeliest token (default: {temperature:g})",
+    )
+    add("top-p", type=float, metavar="P", help="sample from the likeliest tokens of this probability")
+    add("num-beams", type=int, default=1, metavar="N", help="beams of the search (default: 1)")
+    add("seed", type=int, help="of the sampling")
+
+
+def read_generation(options: Any) -> "Generation":
+    """Return how answers are written, from the options of ``add_generation_options``.
+
+    Args:
+        options: Parsed arguments, or any object with some of the same attributes.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    from llava.engine.base import Generation
+
+    names = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
+    return Generation(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
 def load_assistant(options: Any) -> "Assistant":

@@ -17,6 +17,7 @@ from typing import Any, cast
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.errors import MissingFileError, UserError
 from llava.internals import added_token, added_token_ids, split_at_added_tokens
 from llava.model.checkpoint_configs import TOKEN_ID, TOKENIZER_KEYS, pick
@@ -193,6 +194,39 @@ def pieces_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     return ids, [(start, min(max(end, start + 1), len(text))) for start, end in spans]
+
+
+def ids_and_spans(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, *, has_images: bool = True
+) -> tuple[list[int], list[Span]]:
+    """Tokenize a prompt whose images stand as ``<image>``, and say which characters every id stands for.
+
+    Args:
+        prompt: A rendered prompt; each text between images is tokenized as a text of its own.
+        tokenizer: One of `load_tokenizer`.
+        has_images: Whether ``<image>`` is a placeholder; otherwise it is text like any other.
+
+    Returns:
+        Ids, with one ``IMAGE_TOKEN_INDEX`` where every ``<image>`` stood and the tokenizer's beginning of a
+        sequence in front if it adds one, and their spans as `pieces_with_spans` gives them, empty for those
+        two.
+    """
+    opens_with_bos = tokenizer.bos_token_id is not None and (
+        tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    )
+    ids: list[int] = [tokenizer.bos_token_id] if opens_with_bos else []
+    spans: list[Span] = [(0, 0)] * len(ids)
+    start = 0
+    for index, text in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN) if has_images else [prompt]):
+        if index:
+            ids.append(IMAGE_TOKEN_INDEX)
+            spans.append((start, start))
+            start += len(DEFAULT_IMAGE_TOKEN)
+        text_ids, text_spans = pieces_with_spans(tokenizer, text)
+        ids += text_ids
+        spans += [(start + first, start + last) for first, last in text_spans]
+        start += len(text)
+    return ids, spans
 
 
 def load_tokenizer(

@@ -179,7 +179,7 @@ def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPat
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 2
-    assert "ask one question about a picture" in capsys.readouterr().err
+    assert "ask one question about an image" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -7,7 +7,13 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.errors import UserError
 from llava.image_io import load_image_or_url
-from llava.options import CommandParser, add_model_options, load_assistant
+from llava.options import (
+    CommandParser,
+    add_generation_options,
+    add_model_options,
+    load_assistant,
+    read_generation,
+)
 from llava.utils import exit_on_user_error, printable
 
 
@@ -23,20 +29,13 @@ def eval_model(args: Any) -> None:
     Raises:
         UserError: If a picture, the model, the question or a setting does not serve.
     """
-    from llava.engine.base import Generation
     from llava.messages import Failure, Request
 
     if not args.sep:
         raise UserError("--sep is empty; it joins the names of several pictures, such as a comma")
     images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
-    generation = Generation(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        num_beams=args.num_beams,
-    )
     request = Request.ask(
-        args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=generation
+        args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=read_generation(args)
     )
     (result,) = load_assistant(args).answer_all([request])
     if isinstance(result, Failure):
@@ -64,10 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--query", required=True, help="the question; <image-placeholder> marks a picture's place"
     )
     parser.add_argument("--sep", default=",", help="what joins the pictures (default: a comma)")
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (default: 0.2)")
-    parser.add_argument("--top_p", type=float, help="sample from the likeliest tokens of this probability")
-    parser.add_argument("--num_beams", type=int, default=1, help="beams of the search (default: 1)")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer (default: 512)")
+    add_generation_options(parser, temperature=0.2, separator="_")
     add_model_options(parser)
     eval_model(parser.parse_args(argv))
 

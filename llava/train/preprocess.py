@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import (
     Conversation,
     Segment,
@@ -24,7 +24,7 @@ from llava.conversation import (
     wrap_image_tokens,
 )
 from llava.errors import UserError
-from llava.tokenizer import pieces_with_spans
+from llava.tokenizer import ids_and_spans
 
 Turn = dict[str, str]
 """``from`` (``human`` or ``gpt``) and ``value``."""
@@ -129,19 +129,7 @@ def tokenize_segments(
         Ids (L,) with image sentinels, and labels (L,), ``IGNORE_INDEX`` where nothing is learned.
     """
     prompt = "".join(segment.text for segment in segments)
-    opens_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    ids: list[int] = [tokenizer.bos_token_id] if opens_with_bos else []
-    spans: list[tuple[int, int]] = [(0, 0)] * len(ids)
-    start = 0
-    for index, text in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN) if has_image else [prompt]):
-        if index:
-            ids.append(IMAGE_TOKEN_INDEX)
-            spans.append((0, 0))
-            start += len(DEFAULT_IMAGE_TOKEN)
-        text_ids, text_spans = pieces_with_spans(tokenizer, text)
-        ids += text_ids
-        spans += [(start + first, start + last) for first, last in text_spans]
-        start += len(text)
+    ids, spans = ids_and_spans(prompt, tokenizer, has_images=has_image)
     input_ids = torch.tensor(ids, dtype=torch.long)
     learned = torch.tensor(learned_tokens(segments, spans), dtype=torch.bool)
     return input_ids, input_ids.masked_fill(~learned, IGNORE_INDEX)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, conv_templates
-from llava.tokenizer import pieces_with_spans
+from llava.tokenizer import ids_and_spans
 from playground.shapes.questions import (
     KINDS,
     SHORT_ANSWER,
@@ -101,22 +101,18 @@ def _encode(
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
     learned = [segment.learned for segment in segments for _ in segment.text]
-    words, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
-    overprint = [NO_WORD]
-    start = 0
-    for number, part in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN)):
-        if number:
-            start += len(DEFAULT_IMAGE_TOKEN)
+    words, labels, overprint = [], [], []
+    for token, (first, last) in zip(*ids_and_spans(prompt, tokenizer), strict=True):
+        if token == IMAGE_TOKEN_INDEX:
             pairs = [word_ids(patch, tokenizer) for patch in patches]
             words += [first for first, _ in pairs]
             overprint += [second for _, second in pairs]
             labels += [IGNORE_INDEX] * len(pairs)
-        ids, spans = pieces_with_spans(tokenizer, part)
-        words += ids
-        overprint += [NO_WORD] * len(ids)
-        answers = [all(learned[start + first : start + last]) for first, last in spans]
-        labels += [token if answer else IGNORE_INDEX for token, answer in zip(ids, answers, strict=True)]
-        start += len(part)
+        else:
+            words.append(token)
+            overprint.append(NO_WORD)
+            is_learned = first < last and all(learned[first:last])
+            labels.append(token if is_learned else IGNORE_INDEX)
     return Lesson(words, overprint, labels)
 
 

@@ -147,7 +147,7 @@ def test_keeping_everything_adds_no_token():
 )
 def test_fixed_budgets(setting, patches, count):
     reducer = parse_reduction(setting)
-    assert reducer.budget.count(patches) == count
+    assert reducer.budget.of(patches) == count
     assert str(reducer) == setting
 
 

@@ -19,7 +19,7 @@ from llava.model.splice import ImageText
 logger = logging.getLogger(__name__)
 
 CACHED_TEXTS = 4096  # embeddings of the last distinct texts; at 768 floats each, 12 MiB
-# Guards text encoders and their caches. One lock serves all of them, since what holds a lock cannot be copied.
+# Guards text encoders and their caches. One lock serves all, since what holds a lock cannot be copied.
 TEXT_LOCK = threading.RLock()
 
 

@@ -141,44 +141,6 @@ def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """How many patches stay.
-
-    Attributes:
-        keep: A share of the patches if at most 1, a number of patches if above; ``None`` (written ``-1``)
-            lets each image decide by the interquartile rule of arXiv:2409.10994.
-    """
-
-    keep: float | None
-
-    @classmethod
-    def parse(cls, value: str) -> Budget:
-        """Read the part after ``TRIM:`` or ``Random:``.
-
-        Raises:
-            ValueError: If ``value`` is neither -1, a ratio in (0, 1] nor a whole number of patches.
-        """
-        keep = float(value)
-        if keep == -1:
-            return cls(keep=None)
-        if not (0 < keep <= 1 or (keep > 1 and keep.is_integer())):
-            raise ValueError(value)
-        return cls(keep=keep)
-
-    def __str__(self) -> str:
-        """Write the setting as `parse` reads it."""
-        if self.keep is None:
-            return "-1"
-        return f"{int(self.keep)}" if self.keep.is_integer() else repr(self.keep)
-
-    def count(self, patches: int) -> int:
-        """Return how many of N patches a fixed budget keeps: ``int(N * ratio)`` or its number, at least 1."""
-        if self.keep is None:
-            raise ValueError("an adaptive budget has no count before it has seen the picture")
-        return max(1, int(patches * self.keep) if self.keep <= 1 else min(patches, int(self.keep)))
-
-
-@dataclass(frozen=True, slots=True)
 class ReducerInputs:
     """What a reducer may look at.
 
@@ -192,6 +154,111 @@ class ReducerInputs:
     patches: Tensor
     pixels: Tensor
     relevance: Callable[[], Tensor]
+
+
+class Budget(Protocol):
+    """How many patches stay."""
+
+    needs_relevance: ClassVar[bool]
+    """Whether the number depends on the relevance of the patches."""
+
+    def mask(self, relevance: Tensor) -> Tensor:
+        """Mark the patches that stay, by relevance: float32 (B, N) -> bool (B, N)."""
+
+    def counts(self, inputs: ReducerInputs) -> list[int]:
+        """Return how many patches of each image stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """``-1``: each image decides by the interquartile rule of arXiv:2409.10994."""
+
+    needs_relevance: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_budget` reads it."""
+        return "-1"
+
+    def mask(self, relevance: Tensor) -> Tensor:
+        """Mark the outliers of each image: (B, N) -> bool (B, N)."""
+        return keep_outliers(relevance)
+
+    def counts(self, inputs: ReducerInputs) -> list[int]:
+        """Count the outliers of each image."""
+        return keep_outliers(inputs.relevance()).sum(dim=-1).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """A number that is known before an image is seen."""
+
+    needs_relevance: ClassVar[bool] = False
+
+    def of(self, patches: int) -> int:
+        """Return how many of N patches stay, at least 1."""
+        raise NotImplementedError
+
+    def mask(self, relevance: Tensor) -> Tensor:
+        """Mark the most relevant patches of each image: (B, N) -> bool (B, N)."""
+        return keep_top(relevance, self.of(relevance.shape[-1]))
+
+    def counts(self, inputs: ReducerInputs) -> list[int]:
+        """Return the same number for each image."""
+        return [self.of(inputs.patches.shape[1])] * len(inputs.patches)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio(_Fixed):
+    """``r``: a share of the patches.
+
+    Attributes:
+        share: Above 0, up to 1.
+    """
+
+    share: float
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_budget` reads it."""
+        return "1" if self.share == 1 else repr(self.share)
+
+    def of(self, patches: int) -> int:
+        """Return ``int(N * share)`` of N patches, at least 1."""
+        return max(1, int(patches * self.share))
+
+
+@dataclass(frozen=True, slots=True)
+class Count(_Fixed):
+    """``k``: a number of patches.
+
+    Attributes:
+        number: Above 1; one above N keeps all.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        """Write the setting as `parse_budget` reads it."""
+        return str(self.number)
+
+    def of(self, patches: int) -> int:
+        """Return the number, at most N patches."""
+        return min(patches, self.number)
+
+
+def parse_budget(value: str) -> Budget:
+    """Read the part after ``TRIM:`` or ``Random:``.
+
+    Raises:
+        ValueError: If ``value`` is neither -1, a ratio in (0, 1] nor a whole number of patches.
+    """
+    number = float(value)
+    if number == -1:
+        return Adaptive()
+    if 0 < number <= 1:
+        return Ratio(number)
+    if number > 1 and number.is_integer():
+        return Count(int(number))
+    raise ValueError(value)
 
 
 class Reducer(Protocol):
@@ -241,7 +308,7 @@ class Trim:
     @classmethod
     def parse(cls, value: str) -> Trim:
         """Read the part after ``TRIM:``; raises ValueError if it is no budget."""
-        return cls(Budget.parse(value))
+        return cls(parse_budget(value))
 
     def __str__(self) -> str:
         """Write the setting as `parse_reduction` reads it."""
@@ -249,11 +316,7 @@ class Trim:
 
     def __call__(self, inputs: ReducerInputs) -> VisualTokens:
         """Reduce (B, N, D) patches to the kept ones and the mean of the rest."""
-        relevance = inputs.relevance()
-        if self.budget.keep is None:
-            keep = keep_outliers(relevance)
-        else:
-            keep = keep_top(relevance, self.budget.count(relevance.shape[-1]))
+        keep = self.budget.mask(inputs.relevance())
         return merge_dropped(inputs.patches, keep)
 
 
@@ -266,12 +329,12 @@ class Random:
     @classmethod
     def parse(cls, value: str) -> Random:
         """Read the part after ``Random:``; raises ValueError if it is no budget."""
-        return cls(Budget.parse(value))
+        return cls(parse_budget(value))
 
     @property
     def needs_question(self) -> bool:
         """Only ``Random:-1`` does, to keep as many patches as TRIM would."""
-        return self.budget.keep is None
+        return self.budget.needs_relevance
 
     def __str__(self) -> str:
         """Write the setting as `parse_reduction` reads it."""
@@ -279,14 +342,10 @@ class Random:
 
     def __call__(self, inputs: ReducerInputs) -> VisualTokens:
         """Reduce (B, N, D) patches to a choice seeded by each image's pixels, and the mean of the rest."""
-        batch, patches, _ = inputs.patches.shape
-        if self.budget.keep is None:
-            counts = keep_outliers(inputs.relevance()).sum(dim=-1).tolist()
-        else:
-            counts = [self.budget.count(patches)] * batch
+        patches = inputs.patches.shape[1]
         keep = [
             keep_top(_random_ranking(pixels, patches), count)
-            for pixels, count in zip(inputs.pixels, counts, strict=True)
+            for pixels, count in zip(inputs.pixels, self.budget.counts(inputs), strict=True)
         ]
         return merge_dropped(inputs.patches, torch.stack(keep).to(inputs.patches.device))
 
