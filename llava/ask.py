@@ -1,4 +1,4 @@
-"""``llava ask``: one question about one picture, answered with what it cost."""
+"""``llava ask``: one question about one image, answered with what it cost."""
 
 import argparse
 import json
@@ -23,12 +23,10 @@ KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``llava ask``."""
     parser.add_argument("question", help="what to ask")
-    parser.add_argument(
-        "--image", required=True, metavar="FILE", help="the picture: a file, or an http(s) URL"
-    )
+    parser.add_argument("--image", required=True, metavar="FILE", help="the image: a file, or an http(s) URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the answer and its cost")
     parser.add_argument(
-        "--show-kept", type=Path, metavar="FILE", help="write the picture with the dropped patches dimmed"
+        "--show-kept", type=Path, metavar="FILE", help="write the image with the dropped patches dimmed"
     )
     add_generation_options(parser)
     add_model_options(parser)
@@ -38,14 +36,14 @@ def run(options: argparse.Namespace) -> None:
     """Answer the question and print the answer.
 
     Raises:
-        UserError: If the question, the picture, the model or a setting does not serve.
+        UserError: If the question, the image, the model or a setting does not serve.
     """
     # Everything that can be wrong is looked at before the model is loaded, which takes the time.
     if not options.question.strip():
         raise UserError("the question is empty")
     image = load_image_or_url(options.image)
     if options.show_kept is not None:
-        check_picture_path(options.show_kept)
+        check_image_path(options.show_kept)
         refuse_overwriting("--show-kept", options.show_kept, options.image)
 
     generation = read_generation(options)
@@ -53,15 +51,15 @@ def run(options: argparse.Namespace) -> None:
     answer = assistant.answer(options.question, image, generation)
     if options.show_kept is not None:
         aspect = getattr(assistant.model.config, "image_aspect_ratio", None)
-        save_picture(draw_kept(image, answer.kept[0], aspect), options.show_kept)
+        save_image(draw_kept(image, answer.kept[0], aspect), options.show_kept)
     print(as_json(answer) if options.json else f"{printable(answer.text)}\n{describe_cost(answer.cost)}")
 
 
-def check_picture_path(path: Path) -> None:
-    """Refuse a path that no picture can be written to.
+def check_image_path(path: Path) -> None:
+    """Refuse a path that no image can be written to.
 
     Raises:
-        UserError: If its folder is missing or its ending names no picture format.
+        UserError: If its folder is missing or its ending names no image format.
     """
     if not path.absolute().parent.is_dir():
         raise MissingFileError(f"there is no folder {path.absolute().parent} to write {path.name} into")
@@ -71,8 +69,8 @@ def check_picture_path(path: Path) -> None:
         raise UserError(f"--show-kept {path}: the name must end in one of {', '.join(KEPT_SUFFIXES)}")
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture to a file.
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image to a file.
 
     Raises:
         UserError: If the file cannot be written.

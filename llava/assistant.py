@@ -154,7 +154,7 @@ class Assistant:
             model_base: Language model that a projector or an adapter goes with.
             vision_tower: CLIP folder or hub id instead of the checkpoint's.
             token_reduction: Setting instead of the checkpoint's ``mm_vision_token_reduce_func``.
-            dtype: Float type; by default float32 on a CPU, float16 elsewhere.
+            dtype: Dtype; by default float32 on a CPU, float16 elsewhere.
             device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; the best there is if missing.
             conv_mode: Name of a conversation template instead of the checkpoint's.
             load_8bit: Quantize the language model to 8 bits.

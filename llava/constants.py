@@ -12,7 +12,7 @@ DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"
 
 IMAGE_PLACEHOLDER = "<image-placeholder>"
-"""What a user may write in a query where the picture belongs."""
+"""What a user may write in a query where the image belongs."""
 
 CONTROLLER_HEART_BEAT_EXPIRATION = 30
 """Seconds after which a controller forgets a silent worker."""

@@ -44,11 +44,11 @@ class Segment:
 
     Attributes:
         text: The characters; the segments of a conversation joined are its prompt.
-        learned: Whether training learns to write it: an answer with the space before it and its end marker.
+        supervised: Whether it enters the loss: an answer with the space before it and its end marker.
     """
 
     text: str
-    learned: bool
+    supervised: bool
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Conversation:
         return replace(self, messages=[list(message) for message in self.messages])
 
     def dict(self) -> dict[str, Any]:
-        """Return LLaVA's JSON form; pictures are left out."""
+        """Return LLaVA's JSON form; images are left out."""
         messages = [[role, text[0] if isinstance(text, tuple) else text] for role, text in self.messages]
         return {
             "system": self.system,
@@ -116,7 +116,7 @@ class Conversation:
         return self.sep, self.sep if self.sep2 is None else self.sep2
 
     def _texts(self) -> list[tuple[str, str]]:
-        """Return role and text of every turn, with pictures turned into placeholders."""
+        """Return role and text of every turn, with images turned into placeholders."""
         turns = [(role, text[0] if isinstance(text, tuple) else text or "") for role, text in self.messages]
         if not self.messages or not isinstance(self.messages[0][1], tuple):
             return turns
@@ -133,20 +133,20 @@ Turns = Sequence[tuple[str, str]]
 
 def _render_named(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
     """SINGLE and TWO: ``role: text`` and a separator. The space after the colon belongs to the text."""
-    yield Segment(conversation.system + conversation.sep, learned=False)
+    yield Segment(conversation.system + conversation.sep, supervised=False)
     for index, (role, text) in enumerate(turns):
-        yield Segment(f"{role}:", learned=False)
+        yield Segment(f"{role}:", supervised=False)
         if text:
-            yield Segment(f" {text}{conversation.ends[index % 2]}", learned=role == conversation.roles[1])
+            yield Segment(f" {text}{conversation.ends[index % 2]}", supervised=role == conversation.roles[1])
 
 
 def _render_marked(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
     """MPT: roles are markers that bring their own line break."""
-    yield Segment(conversation.system + conversation.sep, learned=False)
+    yield Segment(conversation.system + conversation.sep, supervised=False)
     for role, text in turns:
-        yield Segment(role, learned=False)
+        yield Segment(role, supervised=False)
         if text:
-            yield Segment(text + conversation.sep, learned=role == conversation.roles[1])
+            yield Segment(text + conversation.sep, supervised=role == conversation.roles[1])
 
 
 def _render_llama_2(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
@@ -159,22 +159,22 @@ def _render_llama_2(conversation: Conversation, turns: Turns) -> Iterator[Segmen
         if not text:
             continue
         if role == conversation.roles[1]:
-            yield Segment(f" {text} {conversation.ends[1]}", learned=True)
+            yield Segment(f" {text} {conversation.ends[1]}", supervised=True)
             continue
         if index == 0 and conversation.system:
             head = f"[INST] <<SYS>>\n{conversation.system}\n<</SYS>>\n\n"
         else:
             # The first separator is BOS, which the tokenizer adds itself.
             head = f"{conversation.sep if index else ''}[INST] "
-        yield Segment(f"{head}{text} [/INST]", learned=False)
+        yield Segment(f"{head}{text} [/INST]", supervised=False)
 
 
 def _render_plain(conversation: Conversation, turns: Turns) -> Iterator[Segment]:
     """PLAIN: nothing but the texts."""
-    yield Segment(conversation.system, learned=False)
+    yield Segment(conversation.system, supervised=False)
     for index, (_, text) in enumerate(turns):
         if text:
-            yield Segment(text + conversation.ends[index % 2], learned=index % 2 == 1)
+            yield Segment(text + conversation.ends[index % 2], supervised=index % 2 == 1)
 
 
 _RENDERERS = {
@@ -187,7 +187,7 @@ _RENDERERS = {
 
 
 def clip_text(message: str) -> str:
-    """Turn a user's message into the text CLIP sees: the words, without image placeholders and outer blanks.
+    """Turn a user's message into the text CLIP sees: its words, without image placeholders, stripped.
 
     Training, evaluation and serving all come through here, so that they score patches by the same text.
 
@@ -397,5 +397,5 @@ def find_template(name: str) -> Conversation:
     """
     if name not in conv_templates:
         known = ", ".join(sorted(conv_templates))
-        raise UserError(f"{name!r} is no conversation template; accepted: {known}")
+        raise UserError(f"{name!r} is not a valid conversation template; accepted: {known}")
     return conv_templates[name]

@@ -1,4 +1,4 @@
-"""Fetching a picture whose URL stands on a command line, within limits that no server can get around."""
+"""Fetching an image whose URL stands on a command line, within limits that no server can get around."""
 
 import re
 import threading
@@ -24,7 +24,7 @@ _EITHER_ZLIB_OR_GZIP: Final = 32 + zlib.MAX_WBITS
 
 
 def is_url(source: str) -> bool:
-    """Whether a command-line value is the ``http(s)`` URL of a picture rather than a path."""
+    """Whether a command-line value is the ``http(s)`` URL of an image rather than a path."""
     return source.lower().startswith(("http://", "https://"))
 
 
@@ -61,7 +61,7 @@ def download(url: str) -> bytes:
 
 def _too_slow(url: str) -> UserError:
     return UserError(
-        f"{without_password(url)} takes longer than {DOWNLOAD_TIMEOUT:g} seconds, the limit for a picture"
+        f"{without_password(url)} takes longer than {DOWNLOAD_TIMEOUT:g} seconds, the limit for an image"
     )
 
 
@@ -94,7 +94,7 @@ def _fetch(url: str, deadline: float) -> bytes:
 
 
 def _follow(session: "Session", url: str, deadline: float) -> bytes:
-    """Follow redirects, of which nothing but the target is read, to the body of a picture.
+    """Follow redirects, of which nothing but the target is read, to the body of an image.
 
     Raises:
         UserError: If they are too many, or lead to something else than the web.
@@ -107,7 +107,9 @@ def _follow(session: "Session", url: str, deadline: float) -> bytes:
                 return _body(_decoded(response, url), url, deadline)
             place = urljoin(place, response.headers["Location"])
         if not is_url(place):
-            raise _failed(url, f"it redirects to {without_password(place)[:200]!r}, which is no http(s) URL")
+            raise _failed(
+                url, f"it redirects to {without_password(place)[:200]!r}, which is not an http(s) URL"
+            )
     raise UserError(f"{without_password(url)} redirects more than {MAX_REDIRECTS} times")
 
 
@@ -159,7 +161,7 @@ def _body(chunks: Iterator[bytes], url: str, deadline: float) -> bytes:
         if len(body) > MAX_DOWNLOAD_BYTES:
             raise UserError(
                 f"{without_password(url)} is larger than {MAX_DOWNLOAD_BYTES // 2**20} MiB, the limit for a "
-                "picture"
+                "image"
             )
         if time.monotonic() > deadline:
             raise _too_slow(url)

@@ -1,6 +1,6 @@
-"""Pictures from files, bytes and URLs, as RGB: every color mode is read correctly, hostile files are refused.
+"""Images from files, bytes and URLs, as RGB: every color mode is read correctly, hostile files are refused.
 
-Transparency is dropped (the color below it shows), because that is how the published models saw pictures.
+Transparency is dropped (the color below it shows), because that is how the published models saw images.
 """
 
 import contextlib
@@ -17,26 +17,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from llava.errors import MissingFileError, UserError
 from llava.image_download import download, is_url, without_password
 
-# Formats that are pictures and nothing else: EPS, for example, Pillow would hand to an interpreter.
-PICTURE_FORMATS: Final = (
+# Formats that are images and nothing else: EPS, for example, Pillow would hand to an interpreter.
+IMAGE_FORMATS: Final = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF",
 )  # fmt: skip
 
-_BLOCK_PIXELS: Final = 2**20  # of a wide picture that are converted at a time
+_BLOCK_PIXELS: Final = 2**20  # of a wide image that are converted at a time
 
 
 def load_image(source: str | Path) -> Image.Image:
-    """Read a picture from a file.
+    """Read an image from a file.
 
     Args:
         source: Path of the file.
 
     Returns:
-        The picture in mode RGB, turned upright as its EXIF orientation says.
+        The image in mode RGB, turned upright as its EXIF orientation says.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If it is a folder, cannot be read, is no complete picture, or has too many pixels.
+        UserError: If it is a folder, cannot be read, is not a complete image, or has too many pixels.
     """
     path = Path(source)
     try:
@@ -55,33 +55,33 @@ def load_image(source: str | Path) -> Image.Image:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{str(source)!r} is no path of an image file: {error}") from error
+        raise UserError(f"{str(source)!r} is not a valid path of an image file: {error}") from error
 
 
 def load_image_bytes(data: bytes, name: str = "the image") -> Image.Image:
-    """Read a picture from the bytes of an image file.
+    """Read an image from the bytes of an image file.
 
     Args:
         data: The whole file.
         name: What error messages call it.
 
     Returns:
-        The picture in mode RGB, turned upright as its EXIF orientation says.
+        The image in mode RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        UserError: If the bytes are no complete picture, or it has too many pixels.
+        UserError: If the bytes are not a complete image, or it has too many pixels.
     """
     return _read(io.BytesIO(data), name)
 
 
 def load_image_or_url(source: str) -> Image.Image:
-    """Read a picture from a file or from an ``http(s)`` URL; for command lines, whose user chose the URL.
+    """Read an image from a file or from an ``http(s)`` URL; for command lines, whose user chose the URL.
 
     Args:
         source: Path or URL.
 
     Returns:
-        The picture in mode RGB, turned upright as its EXIF orientation says.
+        The image in mode RGB, turned upright as its EXIF orientation says.
 
     Raises:
         UserError: As ``load_image``; for a URL also if it cannot be fetched within
@@ -116,7 +116,7 @@ def _read(file: IO[bytes], name: str) -> Image.Image:
 def _known_formats() -> list[str]:
     """Those of the accepted formats that this build of Pillow reads."""
     Image.init()
-    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuse a picture beyond Pillow's limit, counting the square that it will be padded to.
+    """Refuse an image beyond Pillow's limit, counting the square that it will be padded to.
 
     A strip of 65000 x 2 pixels is small as a file and 4 gigapixels as a square.
     """
@@ -142,7 +142,7 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 
 
 def _turned_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a picture with damaged EXIF data stays as it is."""
+    """Apply the EXIF orientation; an image with damaged EXIF data stays as it is."""
     try:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, TypeError, ValueError, struct.error):
@@ -159,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _white_level(image: Image.Image) -> float | None:
-    """Value of white in a picture of mode I, I;16 or F; ``None`` where nothing says so and the range must do.
+    """Value of white in an image of mode I, I;16 or F; ``None`` where nothing says so and the range must do.
 
     PNG and PGM define 16 bits. In a TIFF of 32-bit or floating-point numbers white is a convention: the
     smallest of the usual ones that holds all values.
@@ -174,7 +174,7 @@ def _white_level(image: Image.Image) -> float | None:
 
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Scale the gray values of a picture of mode I, I;16 or F to 0..255, in blocks of rows to save memory.
+    """Scale the gray values of an image of mode I, I;16 or F to 0..255, in blocks of rows to save memory.
 
     Returns:
         Gray values, uint8 (height, width).

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def build_parser(chosen: str | None) -> CommandParser:
     """Build the parser of all subcommands; only the chosen one is imported and knows its arguments."""
-    parser = CommandParser(prog="llava", description="LLaVA-1.5 with TRIM: ask pictures questions.")
+    parser = CommandParser(prog="llava", description="LLaVA-1.5 with TRIM: ask images questions.")
     parser.add_argument("--version", action="version", version=f"llava {__version__}")
     parser.set_defaults(module=None)
     subparsers = parser.add_subparsers(title="commands", metavar="command")

@@ -40,10 +40,10 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """Pad the shorter side on both ends, so that the picture stays in the middle of a square.
+    """Pad the shorter side on both ends, so that the image stays in the middle of a square.
 
     Args:
-        pil_img: A picture; other modes become RGB, because only then three colors fit.
+        pil_img: An image; other modes become RGB, because only then three colors fit.
         background_color: Red, green and blue of the padding, 0 to 255.
     """
     image = pil_img if pil_img.mode == "RGB" else pil_img.convert("RGB")
@@ -64,10 +64,10 @@ def mean_color(image_processor: Any) -> tuple[int, ...]:
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> Tensor | list[Tensor]:
-    """Turn pictures into the vision tower's pixels.
+    """Turn images into the vision tower's pixels.
 
     Args:
-        images: Pictures in RGB.
+        images: Images in RGB.
         image_processor: CLIP's processor.
         model_cfg: The model's config; its ``image_aspect_ratio`` is ``pad`` (square with the mean color),
             ``anyres`` (tiles, with ``image_grid_pinpoints``), or anything else for CLIP's resize and crop.
@@ -85,7 +85,7 @@ def process_images(
 
 
 def process_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> Tensor:
-    """Turn one picture into pixels (3, H, W); ``pad`` makes it square first, see `process_images`."""
+    """Turn one image into pixels (3, H, W); ``pad`` makes it square first, see `process_images`."""
     if aspect_ratio == "pad":
         image = expand2square(image, mean_color(image_processor))
     _refuse_strips(image, image_processor)
@@ -111,10 +111,10 @@ def _refuse_strips(image: Image.Image, image_processor: Any) -> None:
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """Choose the resolution that keeps most of a picture's pixels, and of those the one that wastes least.
+    """Choose the resolution that keeps most of an image's pixels, and of those the one that wastes least.
 
     Args:
-        original_size: Width and height of the picture.
+        original_size: Width and height of the image.
         possible_resolutions: Widths and heights to choose from.
     """
     width, height = original_size
@@ -128,7 +128,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """Fit a picture into a resolution, keeping its proportions, on black."""
+    """Fit an image into a resolution, keeping its proportions, on black."""
     width, height = image.size
     scale = min(target_resolution[0] / width, target_resolution[1] / height)
     fitted = (
@@ -144,7 +144,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Cut a picture into square tiles of ``patch_size`` pixels, row by row."""
+    """Cut an image into square tiles of ``patch_size`` pixels, row by row."""
     width, height = image.size
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
@@ -156,10 +156,10 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Size], patch_size: int
 ) -> tuple[int, int]:
-    """Return how many tiles a picture gets across and down.
+    """Return how many tiles an image gets across and down.
 
     Args:
-        image_size: Width and height of the picture.
+        image_size: Width and height of the image.
         grid_pinpoints: Resolutions to choose from, or their Python literal.
         patch_size: Side of a tile in pixels.
     """
@@ -168,10 +168,10 @@ def get_anyres_image_grid_shape(
 
 
 def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size]) -> Tensor:
-    """Turn a picture into the pixels of a small whole and of its tiles.
+    """Turn an image into the pixels of a small whole and of its tiles.
 
     Args:
-        image: A picture.
+        image: An image.
         processor: CLIP's processor.
         grid_pinpoints: Resolutions to choose from, or their Python literal.
 

@@ -26,10 +26,10 @@ def positive(text: str) -> int:
     """Read an option that counts things, of which there must be at least one.
 
     Raises:
-        argparse.ArgumentTypeError: If it is no whole number above 0.
+        argparse.ArgumentTypeError: If it is not a whole number above 0.
     """
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of things; accepted: 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number; accepted: 1 or more")
     return int(text)
 
 

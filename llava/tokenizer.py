@@ -308,7 +308,7 @@ def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
         except Exception as error:
             if tokenizer_class is LlamaTokenizer and isinstance(error, RuntimeError):
                 raise UserError(
-                    f"the {VOCABULARY_FILE} of {str(folder)!r} is no SentencePiece model"
+                    f"the {VOCABULARY_FILE} of {str(folder)!r} is not a valid SentencePiece model"
                 ) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"the tokenizer in {str(folder)!r} is damaged: {reason[:200]}") from error

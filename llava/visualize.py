@@ -1,10 +1,10 @@
-"""Show on the picture itself which patches the reducer kept."""
+"""Show on the image itself which patches the reducer kept."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-# Shapes: H x W pixels of the picture, R x C patches of the grid over its square.
+# Shapes: H x W pixels of the image, R x C patches of the grid over its square.
 
 VEIL = (0, 0, 0)
 VEIL_OPACITY = 0.7
@@ -12,15 +12,15 @@ OUTLINE = (255, 221, 51)
 
 
 def draw_kept(image: Image.Image, kept: ArrayLike, aspect: str | None = "pad") -> Image.Image:
-    """Draw a copy of a picture with the dropped patches dimmed and the kept ones outlined.
+    """Draw a copy of an image with the dropped patches dimmed and the kept ones outlined.
 
     Args:
-        image: The picture as it was asked about.
+        image: The image as it was asked about.
         kept: Which patches of the model's square input stayed, bool (R, C); anything numpy understands.
-        aspect: How the picture became square: the config's ``image_aspect_ratio``.
+        aspect: How the image became square: the config's ``image_aspect_ratio``.
 
     Returns:
-        An RGB picture of the size of ``image``; what the model never saw is dimmed as well.
+        An RGB image of the size of ``image``; what the model never saw is dimmed as well.
     """
     grid = np.asarray(kept, dtype=bool)
     width, height = image.size
@@ -34,9 +34,9 @@ def draw_kept(image: Image.Image, kept: ArrayLike, aspect: str | None = "pad") -
 
 
 def _seen_box(size: tuple[int, int], aspect: str | None) -> tuple[int, int, int, int]:
-    """Left, top, width and height, in pixels of the picture, of what became the model's square input.
+    """Left, top, width and height, in pixels of the image, of what became the model's square input.
 
-    ``pad`` put the picture into the middle of a square, ``anyres`` squeezed it whole (the grid belongs to
+    ``pad`` put the image into the middle of a square, ``anyres`` squeezed it whole (the grid belongs to
     that overview); otherwise the processor took the middle square out of it.
     """
     width, height = size
@@ -76,5 +76,5 @@ def _outline(image: Image.Image, grid: np.ndarray, box: tuple[int, int, int, int
     for row, column in zip(*np.nonzero(grid), strict=True):
         x0, x1 = (left + round(edge * width / columns) for edge in (column, column + 1))
         y0, y1 = (top + round(edge * height / rows) for edge in (row, row + 1))
-        if x0 < x1 and y0 < y1:  # a picture may have fewer pixels than patches
+        if x0 < x1 and y0 < y1:  # an image may have fewer pixels than patches
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINE, width=line)

@@ -16,7 +16,7 @@ from llava.utils import exit_on_user_error, refuse_overwriting
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `extract_projector` as a command, and list what was copied."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--model-path", required=True, help="a whole checkpoint: folder or hub id")
+    parser.add_argument("--model-path", required=True, help="a full checkpoint: folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="file to write, such as mm_projector.bin")
     arguments = parser.parse_args(argv)
     for name, tensor in extract_projector(arguments.model_path, arguments.output).items():
@@ -27,7 +27,7 @@ def extract_projector(model_path: str, output: Path) -> dict[str, torch.Tensor]:
     """Write the tensors of a checkpoint's projector, with the names that they have in the model.
 
     Args:
-        model_path: Folder or hub id of a whole checkpoint.
+        model_path: Folder or hub id of a full checkpoint.
         output: File to write; its folder is made if need be.
 
     Returns:
@@ -42,7 +42,7 @@ def extract_projector(model_path: str, output: Path) -> dict[str, torch.Tensor]:
     # Copied, because a tensor may share a larger storage, which would be saved with it.
     tensors = {name: value.clone() for name, value in iterate_weights(folder) if "mm_projector" in name}
     if not tensors:
-        raise UserError(f"{folder} is no LLaVA checkpoint: no weights are named mm_projector")
+        raise UserError(f"{folder} is not a LLaVA checkpoint: no weights are named mm_projector")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("wb") as file:

@@ -60,7 +60,7 @@ VISION_TOWER  CLIP: folder or hub id; empty: the one of MODEL
 PROJECTOR     mm_projector.bin of a pretraining; empty: the one of MODEL, or a new one
 DATA          JSON list of records in LLaVA's format
 IMAGES        folder below which the records' images lie
-OUTPUT        folder of the result; an interrupted run goes on from the last checkpoint in it
+OUTPUT        folder of the result; an interrupted run resumes from the last checkpoint in it
 LOGS          folder of the log, which gets what the terminal gets
 BATCH         samples per process and step
 GLOBAL_BATCH  samples per update of the weights, over all processes

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into the model it was trained on, and save the result as a whole checkpoint.
+"""Merge a LoRA adapter into the model it was trained on, and save the result as a full checkpoint.
 
 The weights keep the type in which the base stores them. CLIP's are not copied: the config names its folder.
 """
@@ -15,7 +15,7 @@ from llava.errors import UserError
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights, resolve_folder
 from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement
-from llava.model.saving import save_whole
+from llava.model.saving import save_full_checkpoint
 from llava.options import CommandParser
 from llava.train.checkpoint import check_output_folder
 from llava.utils import exit_on_user_error, setup_logging
@@ -47,18 +47,18 @@ def merge_lora(model_path: str, model_base: str, target: Path) -> None:
 
     Raises:
         MissingFileError: If the adapter, the base or CLIP is missing.
-        UserError: If the first is no LoRA checkpoint, it does not fit, or the result cannot be written.
+        UserError: If the first is not a LoRA checkpoint, it does not fit, or the result cannot be written.
     """
     folder = resolve_folder(model_path)
     if checkpoint_kind(folder) is not CheckpointKind.LORA:
-        raise UserError(f"{folder} is no LoRA checkpoint: it has no adapter_model.safetensors")
+        raise UserError(f"{folder} is not a LoRA checkpoint: it has no adapter_model.safetensors")
     if (target / "config.json").exists():
         raise UserError(f"{target} holds a model already; name another folder with --save-model-path")
     base = resolve_folder(model_base)
     placement = Placement(torch.device("cpu"), stored_dtype(base))
     check_output_folder(target)
     loaded = load_checkpoint(str(folder), str(base), placement)
-    save_whole(loaded.model, loaded.tokenizer, target, beside=folder)
+    save_full_checkpoint(loaded.model, loaded.tokenizer, target, beside=folder)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -83,9 +83,15 @@ def test_the_kept_patches_are_drawn_on_the_picture(ask: Callable[..., dict], pic
             "'TRIM:0' is not a token reduction",
         ),
         (["--model-path", "TINY", "--vision-tower", "nowhere", "What?"], "nowhere"),
-        (["--model-path", "TINY", "--dtype", "int3", "What?"], "'int3' is no float type; accepted: float32"),
+        (
+            ["--model-path", "TINY", "--dtype", "int3", "What?"],
+            "'int3' is not a valid dtype; accepted: float32",
+        ),
         (["--model-path", "TINY", "--device", "abacus", "What?"], "'abacus'"),
-        (["--model-path", "TINY", "--conv-mode", "poem", "What?"], "'poem' is no conversation template"),
+        (
+            ["--model-path", "TINY", "--conv-mode", "poem", "What?"],
+            "'poem' is not a valid conversation template",
+        ),
         (
             ["--model-path", "TINY", "<image> <image> the same?"],
             "2 <image> placeholders in the question, 1 images",

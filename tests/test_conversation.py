@@ -106,7 +106,7 @@ def test_learned_segments_are_the_answers_with_their_end_marks(name: str):
         " " if filled.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else ""
     )
     gap = " " if filled.sep_style is SeparatorStyle.LLAMA_2 else ""
-    learned = [segment.text for segment in filled.segments() if segment.learned]
+    learned = [segment.text for segment in filled.segments() if segment.supervised]
     assert learned == [f"{before}{answer}{gap}{filled.ends[1]}" for answer in ("A red circle.", "Two.")]
     assert "".join(segment.text for segment in filled.segments()) == filled.get_prompt()
 

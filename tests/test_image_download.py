@@ -140,7 +140,7 @@ def test_a_picture_is_fetched_from_its_url(site: Callable[[str], str], path: str
         ("page", "is not an image in a known format"),
         ("missing", "the server answers with status 404"),
         (f"hops/{image_download.MAX_REDIRECTS + 1}", "redirects more than 5 times"),
-        ("elsewhere", "redirects to 'file:///etc/hostname', which is no http"),
+        ("elsewhere", "redirects to 'file:///etc/hostname', which is not an http"),
         ("bomb", "is larger than 1 MiB"),
         ("encoded", "its body is encoded as 'zstd'"),
         ("broken", "its body is damaged"),

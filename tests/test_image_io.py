@@ -145,7 +145,7 @@ def test_a_folder_an_empty_path_and_an_impossible_one_are_refused(tmp_path: Path
         load_image(tmp_path)
     with pytest.raises(UserError, match="is empty"):
         load_image("")
-    with pytest.raises(UserError, match="no path"):
+    with pytest.raises(UserError, match="not a valid path"):
         load_image("a\0b.png")
     with pytest.raises(UserError, match="cannot be read"):
         load_image("x" * 5000)

@@ -169,7 +169,7 @@ def test_other_tokenizers_give_ids_and_spans_too():
 
 def test_a_damaged_model_is_named(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="no SentencePiece model"):
+    with pytest.raises(UserError, match="not a valid SentencePiece model"):
         load_tokenizer(tmp_path)
 
 

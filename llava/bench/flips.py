@@ -1,7 +1,7 @@
 """How often a patch flips between kept and dropped: ``python -m llava.bench.flips --images FOLDER``.
 
-On a CPU in float32 a picture keeps the same patches alone and in any batch; other devices and types round
-differently. This counts the patches, and the picture-question pairs, on which the reducer decides otherwise:
+On a CPU in float32 an image keeps the same patches alone and in any batch; other devices and types round
+differently. This counts the patches, and the image-question pairs, on which the reducer decides otherwise:
 in a batch instead of alone, and on this device and type instead of float32 on the CPU.
 """
 
@@ -22,7 +22,7 @@ from llava.options import CommandParser, add_model_options, load_assistant, posi
 from llava.utils import exit_on_user_error
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-QUESTIONS = ("What color is the star?", "Is there a red circle in the picture?", "Describe the image.")
+QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "Describe the image.")
 
 
 def kept_in_batches(tower: CLIPVisionTower, pixels: Tensor, questions: list[str], batch: int) -> Tensor:
@@ -41,7 +41,7 @@ def describe_flips(name: str, kept: Tensor, expected: Tensor) -> str:
     share = float(flipped.float().mean())
     return (
         f"{name:<44} {int(flipped.sum())} of {flipped.numel()} patches ({share:.4%}), "
-        f"{pairs} of {len(flipped)} picture-question pairs"
+        f"{pairs} of {len(flipped)} image-question pairs"
     )
 
 
@@ -50,14 +50,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Count how often the reducer decides otherwise in a batch, and on this device and type."""
     parser = CommandParser(prog="python -m llava.bench.flips", description=main.__doc__)
     add_model_options(parser)
-    parser.add_argument("--images", required=True, help="folder of pictures")
-    parser.add_argument("--limit", type=positive, default=32, help="pictures to use (default: 32)")
+    parser.add_argument("--images", required=True, help="folder of images")
+    parser.add_argument("--limit", type=positive, default=32, help="images to use (default: 32)")
     parser.add_argument("--batch", type=positive, default=16, help="pairs in a batch (default: 16)")
     parser.add_argument("--question", action="append", help="question to ask, may be repeated")
     options = parser.parse_args(arguments)
     paths = sorted(path for path in Path(options.images).glob("*") if path.suffix.lower() in PICTURES)
     if not paths:
-        raise MissingFileError(f"no pictures in {options.images!r} (looked for {', '.join(PICTURES)})")
+        raise MissingFileError(f"no images in {options.images!r} (looked for {', '.join(PICTURES)})")
     assistant = load_assistant(options)
     tower = assistant.model.get_vision_tower()
     assert tower is not None

@@ -55,7 +55,7 @@ def random_language_model(
         torch.set_default_dtype(usual)
 
 
-def give_random_eyes(model: LlavaLlamaForCausalLM, clip: dict = VIT_L_14_336) -> None:
+def add_random_vision_tower(model: LlavaLlamaForCausalLM, clip: dict = VIT_L_14_336) -> None:
     """Give a model CLIP, with random weights, and a projector, as training gives them to it.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from llava.bench.random_clip import VIT_L_14_336
-from llava.bench.random_llava import LANGUAGE_MODELS, give_random_eyes, random_language_model
+from llava.bench.random_llava import LANGUAGE_MODELS, add_random_vision_tower, random_language_model
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.engine.stopwatch import Stopwatch
 from llava.errors import UserError
@@ -37,7 +37,7 @@ class Step:
     """What one training step took.
 
     Attributes:
-        visual_tokens: Of its picture.
+        visual_tokens: Of its image.
         vision_ms: Tower with reduction, part of ``forward_ms``.
         forward_ms: From ids and pixels to the loss.
         backward_ms: Gradients.
@@ -59,7 +59,7 @@ class Step:
 
 
 class Trainee:
-    """A model with an adapter, its optimizer, and steps to take on random pictures.
+    """A model with an adapter, its optimizer, and steps to take on random images.
 
     Args:
         sizes: Of the language model.
@@ -79,9 +79,9 @@ class Trainee:
         self.model = random_language_model(sizes, device, dtype)
         self.model.config.use_cache = False
         self.wrapped = add_lora(self.model, settings, base="random")
-        give_random_eyes(self.model, clip)
+        add_random_vision_tower(self.model, clip)
         freeze(self.model, ModelArguments(), settings)
-        self.model.get_model().hold_tower_apart()
+        self.model.get_model().detach_vision_tower()
         for parameter in self.model.get_model().mm_projector.parameters():
             parameter.data = parameter.data.float()
         learned = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
@@ -91,7 +91,7 @@ class Trainee:
         self.wrapped.train()
 
     def step(self, reduction: str, text_tokens: int) -> Step:
-        """Learn from a random picture with ``text_tokens`` tokens of text, and return what it took."""
+        """Learn from a random image with ``text_tokens`` tokens of text, and return what it took."""
         tower = self.model.get_vision_tower()
         assert tower is not None
         self.model.set_token_reduction(reduction)
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="reductions to compare; the first is the baseline (default: none TRIM:0.21)",
     )
     parser.add_argument("--rank", type=positive, default=128, help="of the adapter (default: 128)")
-    parser.add_argument("--text-tokens", type=positive, default=60, help="beside the picture (default: 60)")
+    parser.add_argument("--text-tokens", type=positive, default=60, help="beside the image (default: 60)")
     parser.add_argument(
         "--repeats", type=positive, default=3, help="measured rounds after one to warm up (default: 3)"
     )

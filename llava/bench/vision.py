@@ -38,7 +38,7 @@ def load_random_tower(reduction: str, device: torch.device, dtype: torch.dtype) 
 
 @torch.no_grad()
 def measure(tower: CLIPVisionTower, batch: int, repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of each stage for random pictures, after one round to warm up."""
+    """Return the median milliseconds of each stage for random images, after one round to warm up."""
     side = tower.config.image_size
     pixels = torch.randn(batch, 3, side, side)
     rounds = [measure_once(tower, pixels) for _ in range(repeats + 1)][1:]
@@ -51,7 +51,7 @@ def measure_once(tower: CLIPVisionTower, pixels: torch.Tensor) -> dict[str, floa
     watch, laps = Stopwatch(tower.device), {}
     patches = tower.encode(pixels)
     laps["encoder"] = watch.lap()
-    questions = tower.encode_questions([QUESTION] * len(pixels))
+    questions = tower.encode_texts([QUESTION] * len(pixels))
     laps["text tower"] = watch.lap()
     select(tower, patches, questions, pixels)
     laps["selection"] = watch.lap()
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--token-reduction", default="TRIM:-1", help="reduction to measure (default: TRIM:-1)"
     )
-    parser.add_argument("--batch", type=positive, default=1, help="pictures at a time (default: 1)")
+    parser.add_argument("--batch", type=positive, default=1, help="images at a time (default: 1)")
     parser.add_argument(
         "--repeats", type=positive, default=5, help="measured rounds after one to warm up (default: 5)"
     )

@@ -43,7 +43,7 @@ def prepare(stages: Sequence[Stage], downloads: Path, data: Path, *, workers: in
         dry: Whether to say only what would be done.
 
     Returns:
-        A sentence for every picture that was left out because it is damaged.
+        A sentence for every image that was left out because it is damaged.
 
     Raises:
         UserError: If an archive is damaged, unsafe or unclear, or something cannot be read or written.
@@ -70,7 +70,7 @@ def tell(source: Source, stages: Sequence[Stage]) -> bool:
         fate = "to be linked" if source.waiting else "left alone, since something is there"
     else:
         fate = f"to be written: {len(source.waiting):,}"
-    say(f"{source.path} -> {source.place}: {source.part.name}, pictures: {len(source.pictures):,}, {fate}")
+    say(f"{source.path} -> {source.place}: {source.part.name}, images: {len(source.images):,}, {fate}")
     return wanted
 
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_report(options.report, rows, damaged)
     say("\n" + table(rows))
     if damaged:
-        say(f"\nDamaged pictures, left out: {len(damaged):,}; the first: {damaged[0]}")
+        say(f"\nDamaged images, left out: {len(damaged):,}; the first: {damaged[0]}")
     if any(row.missing for row in rows):
         say("\n" + shortcomings(rows))
         return 1

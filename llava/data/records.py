@@ -160,7 +160,7 @@ def image_path(record: Record, image_folder: str | Path | None) -> Path:
         raise UserError(f"'image' is {name!r}; expected the path of one image below the image folder")
     if image_folder is None:
         raise UserError(f"it has an image ({name!r}), so --image_folder is needed")
-    # Only the words are checked: a folder may well consist of links to where the pictures really are.
+    # Only the words are checked: a folder may well consist of links to where the images really are.
     words = PurePath(os.path.normpath(name))
     if words.is_absolute() or words.parts[:1] == (os.pardir,):
         raise UserError(f"the image path {name!r} leads out of the image folder {str(image_folder)!r}")
@@ -250,7 +250,7 @@ def _check_turns(record: Any, template: Conversation) -> None:
                 f"a turn is {turn!r:.80}; expected 'from' ({' or '.join(ROLES)}) and 'value', a text"
             )
         if half := HALF_PAIR.search(turn["value"]):
-            raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is no character")
+            raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is not a character")
     turns = alternating_turns(turns)
     if not turns:
         raise UserError("it has no turn of 'human'")

@@ -1,4 +1,4 @@
-"""How long the texts of training records are: for the language model, and for CLIP's text half."""
+"""How long the texts of training records are: for the language model, and for CLIP's text encoder."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Clip:
 
     Attributes:
         patches: Visual tokens of an image that is not reduced.
-        tokenizer: Of its text half, if the folder has one.
-        limit: Tokens that the text half reads.
+        tokenizer: Of its text encoder, if the folder has one.
+        limit: Tokens that the text encoder reads.
     """
 
     patches: int
@@ -112,7 +112,7 @@ class Ruler:
     def _words(self, record: Record) -> tuple[int, bool]:
         """Count words; where tokens will be cut is unknown, so any answer counts as learned."""
         segments = render(record["conversations"], self.template)
-        return count_words(record), any(segment.learned for segment in segments)
+        return count_words(record), any(segment.supervised for segment in segments)
 
     def _tokens(self, record: Record) -> tuple[int, bool]:
         """Count tokens, and look for a learned one before the cut."""

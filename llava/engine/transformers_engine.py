@@ -307,7 +307,7 @@ def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Pad (L_i, H) prompts in front, where no next token is read.
 
     Returns:
-        Embeddings (B, L, H), and a mask (B, L) that is 1 on what is no padding.
+        Embeddings (B, L, H), and a mask (B, L) that is 1 on what is not padding.
     """
     longest = max(map(len, prompts))
     embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[-1])

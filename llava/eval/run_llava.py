@@ -18,7 +18,7 @@ from llava.utils import exit_on_user_error, printable
 
 
 def eval_model(args: Any) -> None:
-    """Ask one question about one or several pictures and print the answer.
+    """Ask one question about one or several images and print the answer.
 
     Args:
         args: Any object with LLaVA's attributes ``model_path``, ``model_base``, ``query``, ``conv_mode``,
@@ -27,12 +27,12 @@ def eval_model(args: Any) -> None:
             what it is. The attributes of ``llava.options.add_model_options`` are used where present.
 
     Raises:
-        UserError: If a picture, the model, the question or a setting does not serve.
+        UserError: If an image, the model, the question or a setting does not serve.
     """
     from llava.messages import Failure, Request
 
     if not args.sep:
-        raise UserError("--sep is empty; it joins the names of several pictures, such as a comma")
+        raise UserError("--sep is empty; it joins the names of several images, such as a comma")
     images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
     request = Request.ask(
         args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=read_generation(args)
@@ -54,15 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: As ``eval_model``.
     """
     parser = CommandParser(
-        prog="python -m llava.eval.run_llava", description="Ask one question about pictures."
+        prog="python -m llava.eval.run_llava", description="Ask one question about images."
     )
+    parser.add_argument("--image-file", required=True, help="images (files or http(s) URLs), joined by --sep")
     parser.add_argument(
-        "--image-file", required=True, help="pictures (files or http(s) URLs), joined by --sep"
+        "--query", required=True, help="the question; <image-placeholder> marks an image's place"
     )
-    parser.add_argument(
-        "--query", required=True, help="the question; <image-placeholder> marks a picture's place"
-    )
-    parser.add_argument("--sep", default=",", help="what joins the pictures (default: a comma)")
+    parser.add_argument("--sep", default=",", help="what joins the images (default: a comma)")
     add_generation_options(parser, temperature=0.2, separator="_")
     add_model_options(parser)
     eval_model(parser.parse_args(argv))

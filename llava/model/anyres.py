@@ -1,4 +1,4 @@
-"""Arranging the crops of a high-resolution picture (LLaVA-1.6's ``anyres``) into one stretch of tokens."""
+"""Arranging the crops of a high-resolution image (LLaVA-1.6's ``anyres``) into one stretch of tokens."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def arrange_crops(
     config: Any,
     vision_config: Any,
 ) -> Tensor:
-    """Put the whole picture's tokens first, then those of its tiles row by row as they lie on the picture.
+    """Put the whole image's tokens first, then those of its tiles row by row as they lie on the image.
 
     Args:
-        crops: Tokens of the whole picture and of its tiles, (side * side, H) each.
+        crops: Tokens of the whole image and of its tiles, (side * side, H) each.
         side: Patches along one side of a crop.
         image_size: Width and height of the original in pixels.
         newline: Token that ends every row, (H,), for the ``unpad`` merge types; the padding is then cut off.
@@ -34,7 +34,7 @@ def arrange_crops(
         (n, H).
 
     Raises:
-        UserError: If the picture was not cut for ``anyres``.
+        UserError: If the image was not cut for ``anyres``.
     """
     whole, tiles = crops[0], crops[1:]
     if not tiles:
@@ -49,22 +49,22 @@ def arrange_crops(
         image_size, config.image_grid_pinpoints, vision_config.image_size
     )
     grid = torch.stack(list(tiles)).unflatten(0, (rows, columns)).unflatten(2, (side, side))
-    picture = grid.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (rows * side, columns * side, H)
+    image = grid.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (rows * side, columns * side, H)
     if newline is not None:
-        picture = cut_padding(picture, image_size)
-        ends = newline.to(picture).expand(len(picture), 1, -1)
-        picture = torch.cat([picture, ends], dim=1)
-    return torch.cat([whole, picture.flatten(0, 1)])
+        image = cut_padding(image, image_size)
+        ends = newline.to(image).expand(len(image), 1, -1)
+        image = torch.cat([image, ends], dim=1)
+    return torch.cat([whole, image.flatten(0, 1)])
 
 
-def cut_padding(picture: Tensor, image_size: tuple[int, int]) -> Tensor:
+def cut_padding(image: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Cut a padded grid of tokens (rows, columns, H) to the original's proportions, width by height."""
-    rows, columns = picture.shape[:2]
+    rows, columns = image.shape[:2]
     width, height = image_size
     if width / height > columns / rows:
         used = int(height * columns / width)
         start = (rows - used) // 2
-        return picture[start : rows - start]
+        return image[start : rows - start]
     used = int(width * rows / height)
     start = (columns - used) // 2
-    return picture[:, start : columns - start]
+    return image[:, start : columns - start]

@@ -234,7 +234,9 @@ def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, wh
     for key in values.keys() & accepted.keys():
         words, fits = accepted[key]
         if values[key] is not None and not fits(values[key]):
-            raise UserError(f"{path} is no {what}: {key} is {str(values[key])[:80]!r}; accepted: {words}")
+            raise UserError(
+                f"{path} is not a valid {what}: {key} is {str(values[key])[:80]!r}; accepted: {words}"
+            )
     return {key: value for key, value in values.items() if key in accepted}
 
 
@@ -252,7 +254,7 @@ def _build(
     except UserError:
         raise
     except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is no {what}: {error}") from None
+        raise UserError(f"{path} is not a valid {what}: {error}") from None
 
 
 def read_llava_config(
@@ -290,7 +292,7 @@ def read_llava_config(
     config = _build(LlavaConfig, values, LANGUAGE_MODEL_KEYS | LLAVA_KEYS, path)
     if config.num_attention_heads % config.num_key_value_heads:
         raise UserError(
-            f"{path} is no Llama config: {config.num_attention_heads} attention heads cannot share "
+            f"{path} is not a valid Llama config: {config.num_attention_heads} attention heads cannot share "
             f"{config.num_key_value_heads} of keys and values"
         )
     if vision_tower is not None:
@@ -327,7 +329,7 @@ def read_generation_config(folder: Path) -> GenerationConfig:
 
 
 def read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
-    """Read the configs of CLIP's vision and text halves; None for a text half that the folder lacks.
+    """Read the configs of CLIP's vision and text halves; None for a text encoder that the folder lacks.
 
     Raises:
         UserError: If the folder holds something else than CLIP.

@@ -38,7 +38,7 @@ WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
 class CheckpointKind(Enum):
     """What a checkpoint folder holds, in the words of messages."""
 
-    FULL = "a whole model"
+    FULL = "a full checkpoint"
     """Every weight of the language model, and of the projector if it has one."""
     PROJECTOR = "a projector"
     """``mm_projector.bin``, to go with a base model."""
@@ -54,7 +54,7 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
         beside: The checkpoint whose config says ``name``, which may be a folder next to it or in it.
 
     Raises:
-        MissingFileError: If there is no such folder and ``name`` is no hub id that can be downloaded now.
+        MissingFileError: If there is no such folder and ``name`` is not a hub id that can be downloaded now.
     """
     place = _local_folder(name, beside)
     if place is not None:
@@ -102,7 +102,9 @@ def _download(hub_id: str) -> Path:
         duplicates = ["pytorch_model*.bin"] if has_safetensors else None
         return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
     except HFValidationError:
-        raise MissingFileError(f"no model folder {hub_id!r}, and it is no id of the model hub") from None
+        raise MissingFileError(
+            f"no model folder {hub_id!r}, and it is not a valid id of the model hub"
+        ) from None
     except Exception as error:  # noqa: BLE001 - of types of the hub client's HTTP library, which change
         return _cached(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0])
 
@@ -154,7 +156,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
     """
     path = own_file(folder, name)
     if path is None:
-        raise MissingFileError(f"{folder} has no {name}, so it is no model folder")
+        raise MissingFileError(f"{folder} has no {name}, so it is not a model folder")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise UserError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB, the limit for a JSON file")
     try:
@@ -167,7 +169,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold a whole model's weights, one or its shards; empty if there are none.
+    """List the files that hold a full checkpoint's weights, one or its shards; empty if there are none.
 
     Raises:
         MissingFileError: If a shard is missing.
@@ -199,7 +201,7 @@ def checkpoint_kind(folder: Path) -> CheckpointKind:
     """
     if any(own_file(folder, name) for name in ADAPTER_FILES):
         return CheckpointKind.LORA
-    # A whole model may also ship mm_projector.bin, so its weights are looked for first.
+    # A full model may also ship mm_projector.bin, so its weights are looked for first.
     if weight_files(folder):
         return CheckpointKind.FULL
     if own_file(folder, PROJECTOR_FILE):
@@ -268,7 +270,7 @@ StoredWeight = Any
 
 
 def open_weights(folder: Path) -> dict[str, StoredWeight]:
-    """Open all weights of a whole model by name; they are read when they are used.
+    """Open all weights of a full checkpoint by name; they are read when they are used.
 
     Raises:
         MissingFileError: If the folder holds no weights.
@@ -311,7 +313,7 @@ def unreadable(path: Path, error: Exception) -> str:
 
 
 def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
-    """Yield the (name, tensor) pairs of a whole model whose names start with one of ``prefixes``.
+    """Yield the (name, tensor) pairs of a full checkpoint whose names start with one of ``prefixes``.
 
     Raises:
         MissingFileError: If the folder holds no weights.

@@ -24,7 +24,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import VisualTokens, parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.prompt_encoder import Images, PromptEncoder
-from llava.model.sharding import whole
+from llava.model.sharding import gathered_parameters
 from llava.model.splice import ImageText
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 
@@ -99,12 +99,12 @@ class LlavaMetaModel:
             path = Path(model_args.pretrain_mm_mlp_adapter)
             load_projector(self.mm_projector, read_tensors(path), path)
 
-    def hold_tower_apart(self) -> None:
+    def detach_vision_tower(self) -> None:
         """Take the tower out of the model's tree of modules, for training; it is used as before.
 
         What is no part of the model has no weights in its optimizer, its checkpoints and its copies on other
         processes, and DeepSpeed does not split it: ZeRO-3 waits for every process to run every module, but a
-        tower that remembers questions does not run its text half equally often everywhere.
+        tower that remembers questions does not run its text encoder equally often everywhere.
         """
         self.__dict__["vision_tower"] = self._modules.pop("vision_tower")
 
@@ -177,11 +177,11 @@ class LlavaMetaForCausalLM(ABC):
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
             position_ids: Returned as they are where nothing is spliced, else made anew.
-            attention_mask: Which ids are no padding, (B, L).
+            attention_mask: Which ids are not padding, (B, L).
             past_key_values: Returned as they are.
             labels: (B, L), returned as None if missing.
             images: Pixels of all images in the order of their placeholders.
-            image_sizes: Width and height of the pictures in pixels; read for ``anyres`` only.
+            image_sizes: Width and height of the images in pixels; read for ``anyres`` only.
             texts: The question per image, or per sample, or one for all; recovered from ``input_ids`` if
                 missing.
 
@@ -237,5 +237,5 @@ class LlavaMetaForCausalLM(ABC):
             model.get_output_embeddings().requires_grad_(False)
         if model_args.pretrain_mm_mlp_adapter:
             weight, path = model.get_input_embeddings().weight, Path(model_args.pretrain_mm_mlp_adapter)
-            with whole([weight]):
+            with gathered_parameters([weight]):
                 load_new_rows(weight.data, read_tensors(path), path, tokenizer)

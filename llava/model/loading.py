@@ -219,7 +219,7 @@ def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str |
     """
     if kind is CheckpointKind.FULL:
         if model_base is not None:
-            logger.warning("%s is a whole model; --model-base %s is not used", folder, model_base)
+            logger.warning("%s is a full checkpoint; --model-base %s is not used", folder, model_base)
         return folder
     if model_base is not None:
         return resolve_folder(model_base)

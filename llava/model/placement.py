@@ -56,7 +56,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     """Read a device name; None is the best there is.
 
     Raises:
-        UserError: If the name is no device, or the machine has no such device.
+        UserError: If the name is not a device, or the machine has no such device.
     """
     if name is None:
         return best_device()
@@ -73,7 +73,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
 
 
 def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Read a float type; None is float32 on a CPU, float16 elsewhere (D13).
+    """Read a dtype; None is float32 on a CPU, float16 elsewhere (D13).
 
     Raises:
         UserError: If the name is not one of the accepted ones.
@@ -83,7 +83,7 @@ def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise UserError(f"{dtype!r} is no float type; accepted: {', '.join(DTYPES)}")
+        raise UserError(f"{dtype!r} is not a valid dtype; accepted: {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
@@ -152,7 +152,7 @@ def choose_placement(  # noqa: PLR0913 - one argument per choice of a command li
 
     Args:
         device: A device's name; None for the best there is.
-        dtype: A float type; None for the device's default.
+        dtype: A dtype; None for the device's default.
         device_map: ``auto`` or accelerate's map; read only where there is an accelerator.
         load_8bit: As in `load_pretrained_model`, like the rest.
         load_4bit: As there.

@@ -253,7 +253,7 @@ class PromptEncoder:
 
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
-            attention_mask: Which ids are no padding, (B, L); None if all are.
+            attention_mask: Which ids are not padding, (B, L); None if all are.
             labels: (B, L), or None.
             images: Pixels of all images in the order of their placeholders, or None for text alone.
             image_sizes: Width and height of the images in pixels; read for ``anyres`` only.

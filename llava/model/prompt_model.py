@@ -27,7 +27,7 @@ class LlavaPromptModel(LlavaMetaForCausalLM, nn.Module):
     """Vision tower, projector and embedding table, under the names that they have in a LLaVA model.
 
     Args:
-        config: Of the whole model.
+        config: Of the full model.
     """
 
     def __init__(self, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Writing a whole model so that it loads from its new folder as it did from where it came from."""
+"""Writing a full checkpoint so that it loads from its new folder as it did from where it came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava.model.checkpoint_files import TOWER, name_elsewhere
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 
-def save_whole(
+def save_full_checkpoint(
     model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: Path
 ) -> None:
     """Write weights, config and tokenizer of a model.
@@ -26,14 +26,14 @@ def save_whole(
     if tower is not None:
         model.config.mm_vision_tower = name_elsewhere(tower, beside)
     complete_sampling(model)
-    model.save_pretrained(folder, state_dict=whole_state(model))
+    model.save_pretrained(folder, state_dict=full_state_dict(model))
     tokenizer.save_pretrained(folder)
 
 
-def whole_state(
+def full_state_dict(
     model: LlavaLlamaForCausalLM, state_dict: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return the weights of a model's whole checkpoint.
+    """Return the weights of a model's full checkpoint.
 
     Frozen CLIP is left out, since every loader takes it from CLIP's own files, unless it was trained with the
     model.

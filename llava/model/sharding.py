@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def whole(parameters: Iterable[nn.Parameter], written: bool = True) -> Iterator[None]:
+def gathered_parameters(parameters: Iterable[nn.Parameter], written: bool = True) -> Iterator[None]:
     """Put split parameters together for a while; every process must enter.
 
     Args:
@@ -26,7 +26,7 @@ def whole(parameters: Iterable[nn.Parameter], written: bool = True) -> Iterator[
         yield
 
 
-def read_whole(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+def copy_gathered(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
     """Copy named parameters to the CPU, one after the other; every process must call it.
 
     Args:
@@ -34,6 +34,6 @@ def read_whole(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tens
     """
     copies = {}
     for name, parameter in parameters:
-        with whole([parameter], written=False):
+        with gathered_parameters([parameter], written=False):
             copies[name] = parameter.detach().cpu().clone()
     return copies

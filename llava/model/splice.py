@@ -25,8 +25,8 @@ class SplicedBatch:
 
     Attributes:
         embeddings: (B, T, H).
-        attention_mask: True on what is no padding, (B, T).
-        position_ids: 0, 1, 2, … on what is no padding, 0 elsewhere, (B, T).
+        attention_mask: True on what is not padding, (B, T).
+        position_ids: 0, 1, 2, … on what is not padding, 0 elsewhere, (B, T).
         labels: ``IGNORE_INDEX`` on visual tokens and padding, (B, T).
     """
 
@@ -116,7 +116,7 @@ def expand_placeholders(ids: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def expand_labels(labels: Tensor, ids: Tensor, counts: Sequence[int]) -> Tensor:
-    """Make the labels (L,) of ``ids`` (L,) those of its expansion (T,): visual tokens are never learned."""
+    """Make the labels (L,) of ``ids`` (L,) those of its expansion (T,), without visual tokens."""
     is_image = ids == IMAGE_TOKEN_INDEX
     return labels.masked_fill(is_image, IGNORE_INDEX).repeat_interleave(_repeats(ids, counts))
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import UserError
 from llava.model.checkpoint_files import PROJECTOR
-from llava.model.sharding import whole
+from llava.model.sharding import gathered_parameters
 
 
 def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
@@ -27,7 +27,7 @@ def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) 
     """
     weights = {name.split(PROJECTOR, 1)[1]: tensor for name, tensor in stored.items() if PROJECTOR in name}
     try:
-        with whole(projector.parameters()):
+        with gathered_parameters(projector.parameters()):
             projector.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
@@ -52,7 +52,7 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with whole([layer.weight]):
+            with gathered_parameters([layer.weight]):
                 layer.weight.data[before:] = layer.weight.data[:before].mean(dim=0, keepdim=True)
 
 

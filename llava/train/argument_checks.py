@@ -34,7 +34,7 @@ LEAST = {
 REFUSED = {
     "fsdp": "use --deepspeed scripts/zero3.json",
     "push_to_hub": "upload the output folder afterwards",
-    "save_only_model": "no run could go on from such checkpoints",
+    "save_only_model": "no run could resume from such checkpoints",
 }
 
 
@@ -61,7 +61,7 @@ def check_run(training_args: TrainingArguments) -> None:
             raise UserError(sentence)
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
     if training_args.resume_from_checkpoint:
-        logger.info("--resume_from_checkpoint is not read: a run goes on from the last one in --output_dir")
+        logger.info("--resume_from_checkpoint is not read: a run resumes from the last one in --output_dir")
 
 
 def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:

@@ -112,8 +112,8 @@ class TrainingArguments(transformers.TrainingArguments):
     evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
     warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
 
-    overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run goes on from its last checkpoint.")
-    save_safetensors: bool = _arg(True, "Accepted and not read: whole models are saved as safetensors.")
+    overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run resumes from its last checkpoint.")
+    save_safetensors: bool = _arg(True, "Accepted and not read: full models are saved as safetensors.")
     group_by_length: bool = _arg(False, "Old name of --train_sampling_strategy group_by_length.")
     # Filled in by the program; no flag: that of `ModelArguments`.
     tune_mm_mlp_adapter: bool = field(default=False, init=False)
@@ -200,7 +200,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Float type of the forward pass."""
+        """Dtype of the forward pass."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
 

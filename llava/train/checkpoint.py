@@ -1,4 +1,4 @@
-"""What training writes and how it goes on from what it wrote."""
+"""What training writes and how it resumes from what it wrote."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 @contextmanager
-def claimed(folder: str | Path, patience_s: float = 20.0) -> Iterator[None]:
+def lock_output_dir(folder: str | Path, patience_s: float = 20.0) -> Iterator[None]:
     """Keep other runs out of an output folder; the claim ends with this process, however it ends.
 
     Args:
@@ -107,7 +107,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def check_resumable(checkpoint: Path, kind: CheckpointKind, processes: int, with_deepspeed: bool) -> None:
-    """Make sure that a run can go on from a checkpoint; under DeepSpeed every process has a share of it.
+    """Make sure that a run can resume from a checkpoint; under DeepSpeed every process has a share of it.
 
     Args:
         checkpoint: A whole one.
@@ -133,7 +133,7 @@ def check_resumable(checkpoint: Path, kind: CheckpointKind, processes: int, with
     written = f"by {shares} processes under DeepSpeed" if shares else "without DeepSpeed"
     here = f"{processes} under DeepSpeed" if with_deepspeed else "a run without it"
     raise UserError(
-        f"{checkpoint} was written {written}, and {here} cannot go on from it; start as before, or choose "
+        f"{checkpoint} was written {written}, and {here} cannot resume from it; start as before, or choose "
         "another --output_dir"
     )
 
@@ -211,7 +211,7 @@ def load_parts(model: nn.Module, path: Path) -> None:
 
 
 def save_final(trainer: Any) -> None:
-    """Write the result of a run into its output folder: a whole model, or what of it learned.
+    """Write the result of a run into its output folder: a full checkpoint, or what of it learned.
 
     As in LLaVA, the projector of a run whose output folder is itself named ``checkpoint-*`` goes to
     ``mm_projector/<name>.bin`` beside that folder.

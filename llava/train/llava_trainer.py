@@ -17,8 +17,8 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
-from llava.model.saving import whole_state
-from llava.model.sharding import read_whole
+from llava.model.saving import full_state_dict
+from llava.model.sharding import copy_gathered
 from llava.train.checkpoint import (
     finish_checkpoint,
     load_parts,
@@ -239,7 +239,7 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what the run trains: the whole model, or the projector or adapter alone.
+        """Save what the run trains: the full model, or the projector or adapter alone.
 
         Args:
             output_dir: Where to; by default the run's output folder.
@@ -254,13 +254,13 @@ class LLaVATrainer(Trainer):
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad or any(part in name for part in (PROJECTOR, NEWLINE))
         )
-        weights = read_whole(own)  # on every process, where DeepSpeed has split them
+        weights = copy_gathered(own)  # on every process, where DeepSpeed has split them
         if self.args.should_save:
             save = save_projector if self.args.saves is CheckpointKind.PROJECTOR else save_lora
             save(self.model, Path(output_dir or self.args.output_dir), weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, whole_state(self.model, state_dict))
+        super()._save(output_dir, full_state_dict(self.model, state_dict))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

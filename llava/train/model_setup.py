@@ -50,8 +50,8 @@ BASE_SETTINGS = {
 
 # What to do with a checkpoint that is no base.
 INSTEAD = {
-    CheckpointKind.LORA: "which scripts/merge_lora_weights.py makes a whole model of",
-    CheckpointKind.PROJECTOR: "which --pretrain_mm_mlp_adapter reads; --model_name_or_path is a whole model",
+    CheckpointKind.LORA: "which scripts/merge_lora_weights.py makes a full checkpoint of",
+    CheckpointKind.PROJECTOR: "which --pretrain_mm_mlp_adapter reads; name a full checkpoint",
 }
 
 
@@ -227,7 +227,7 @@ def _add_vision(
     if training_args.device.type == "cuda":
         tower.to(dtype=training_args.compute_dtype)
     tower.to(device=training_args.device)
-    inner.hold_tower_apart()
+    inner.detach_vision_tower()
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end

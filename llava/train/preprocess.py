@@ -1,4 +1,4 @@
-"""From a record's turns to ids and labels: what is rendered says what is learned, nothing is counted.
+"""From a record's turns to ids and labels: what is rendered says what is supervised, nothing is counted.
 
 Every template trains on the very prompt that it asks with. (The published code trained ``v0`` on a layout of
 its own, with line breaks that its prompts do not have.)
@@ -92,8 +92,8 @@ def render(source: Sequence[Turn], template: Conversation) -> list[Segment]:
             raise UserError("a record for --version plain has two turns, <image> and its caption")
         # What the human turn says beside the placeholder is dropped: pretraining maps images to captions.
         return [
-            Segment(DEFAULT_IMAGE_TOKEN, learned=False),
-            Segment(turns[1]["value"] + template.sep, learned=True),
+            Segment(DEFAULT_IMAGE_TOKEN, supervised=False),
+            Segment(turns[1]["value"] + template.sep, supervised=True),
         ]
     conversation = replace(
         template, messages=[[template.roles[index % 2], turn["value"]] for index, turn in enumerate(turns)]
@@ -104,14 +104,14 @@ def render(source: Sequence[Turn], template: Conversation) -> list[Segment]:
         raise UserError(str(error)) from error
 
 
-def learned_tokens(segments: Sequence[Segment], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Mark tokens that lie wholly inside a learned segment.
+def supervised_tokens(segments: Sequence[Segment], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Mark tokens that lie wholly inside a supervised segment.
 
     Args:
         segments: The rendered conversation; their texts joined are the tokenized prompt.
         spans: Start and end of every token's characters; empty for tokens that stand for none.
     """
-    learned = [segment.learned for segment in segments for _ in segment.text]
+    learned = [segment.supervised for segment in segments for _ in segment.text]
     return [start < end and all(learned[start:end]) for start, end in spans]
 
 
@@ -131,7 +131,7 @@ def tokenize_segments(
     prompt = "".join(segment.text for segment in segments)
     ids, spans = ids_and_spans(prompt, tokenizer, has_images=has_image)
     input_ids = torch.tensor(ids, dtype=torch.long)
-    learned = torch.tensor(learned_tokens(segments, spans), dtype=torch.bool)
+    learned = torch.tensor(supervised_tokens(segments, spans), dtype=torch.bool)
     return input_ids, input_ids.masked_fill(~learned, IGNORE_INDEX)
 
 
@@ -170,7 +170,7 @@ def text_for_clip(source: Sequence[Turn], template: Conversation, text_source: s
 
     Returns:
         One text, or several whose scores are averaged. A record of a plain template has no question: its
-        caption says what the picture's patches should be kept for.
+        caption says what the image's patches should be kept for.
     """
     turns = alternating_turns(source)
     if text_source == "conversation":

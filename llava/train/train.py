@@ -21,8 +21,8 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.checkpoint import (
     check_output_folder,
     check_resumable,
-    claimed,
     last_checkpoint,
+    lock_output_dir,
     save_final,
 )
 from llava.train.collator import DataCollatorForSupervisedDataset
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says, from the last whole checkpoint of the output folder if it has one.
+    """Train as the command line says, from the last full checkpoint of the output folder if it has one.
 
     Args:
         attn_implementation: ``flash_attention_2`` to ask for it.
@@ -61,7 +61,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     """
     model_args, data_args, training_args = parse_arguments(argv)
     check_output_folder(training_args.output_dir)
-    with claimed(training_args.output_dir) if training_args.should_save else nullcontext():
+    with lock_output_dir(training_args.output_dir) if training_args.should_save else nullcontext():
         _train(model_args, data_args, training_args, attn_implementation)
 
 

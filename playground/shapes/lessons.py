@@ -100,7 +100,7 @@ def _encode(
 ) -> Lesson:
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
-    learned = [segment.learned for segment in segments for _ in segment.text]
+    learned = [segment.supervised for segment in segments for _ in segment.text]
     words, labels, overprint = [], [], []
     for token, (first, last) in zip(*ids_and_spans(prompt, tokenizer), strict=True):
         if token == IMAGE_TOKEN_INDEX:

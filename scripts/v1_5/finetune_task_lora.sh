@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A trained LLaVA-1.5 goes on learning with LoRA, from data of your own: set DATA and IMAGES.
-# The projector and an adapter of rank 128 learn; scripts/merge_lora_weights.py makes a whole model of the result.
+# The projector and an adapter of rank 128 learn; scripts/merge_lora_weights.py makes a full checkpoint of the result.
 # The assignments below are defaults of environment variables; --help shows these and all others.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/../launch.sh"

@@ -38,7 +38,7 @@ def test_flips_are_none_on_a_cpu_in_float32(capsys):
     assert flips.main([*model, "--images", str(GOLDEN), "--limit", "2", "--batch", "4"]) == 0
     _, batches, exact = capsys.readouterr().out.splitlines()
     assert " 0 of 3456 patches" in batches
-    assert " 0 of 6 picture-question pairs" in exact
+    assert " 0 of 6 image-question pairs" in exact
 
 
 def test_flips_are_counted_by_hand():
@@ -46,12 +46,12 @@ def test_flips_are_counted_by_hand():
     line = flips.describe_flips(
         "now", kept, torch.tensor([[True, False, False, True], [True, False, True, False]])
     )
-    assert "2 of 8 patches (25.0000%), 1 of 2 picture-question pairs" in line
+    assert "2 of 8 patches (25.0000%), 1 of 2 image-question pairs" in line
 
 
 def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
     assert flips.main(["--images", str(tmp_path)]) == 2
-    assert "no pictures" in capsys.readouterr().err
+    assert "no images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
 def test_a_number_of_nothing_is_one_sentence(command, option, value, capsys):
     assert command.main(["--images", "images", option, value] if command is flips else [option, value]) == 2
-    assert f"argument {option}: {value!r} is no number" in capsys.readouterr().err
+    assert f"argument {option}: {value!r} is not a valid number" in capsys.readouterr().err
 
 
 def test_a_stopwatch_measures_laps():

@@ -124,10 +124,10 @@ def test_all_archives_are_found_and_unpacked(prepare: Prepare, data: Path):
 def test_it_says_which_archive_is_taken_for_what(prepare: Prepare, downloads: Path, data: Path):
     _, printed, _ = prepare()
     for path, part in [
-        ("hub/images.zip", "LCS-558K, pictures: 2, to be written: 2"),
-        ("1/images.zip", "GQA, pictures: 2, to be written: 2"),
-        ("2/images.zip", "Visual Genome 1, pictures: 1, to be written: 1"),
-        ("OCR-VQA/images", "OCR-VQA, pictures: 3, to be written: 3"),
+        ("hub/images.zip", "LCS-558K, images: 2, to be written: 2"),
+        ("1/images.zip", "GQA, images: 2, to be written: 2"),
+        ("2/images.zip", "Visual Genome 1, images: 1, to be written: 1"),
+        ("OCR-VQA/images", "OCR-VQA, images: 3, to be written: 3"),
     ]:
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{downloads / path} -> {data}/")]
         assert line.endswith(part)
@@ -191,7 +191,7 @@ def test_a_damaged_cover_is_told_and_missing(prepare: Prepare, downloads: Path, 
     (downloads / "OCR-VQA" / "images" / "2005018.gif").write_bytes(b"<html>not found</html>")
     code, printed, _ = prepare("--report", tmp_path / "report.json")
     assert code == 1
-    assert f"Damaged pictures, left out: 1; the first: {data}/ocr_vqa/images/2005018.jpg is not an" in printed
+    assert f"Damaged images, left out: 1; the first: {data}/ocr_vqa/images/2005018.jpg is not an" in printed
     assert cells(printed, "OCR-VQA") == ["3", "3", "2", "1"]
     assert "--on_bad_image skip" in printed
     assert len(json.loads((tmp_path / "report.json").read_text())["damaged"]) == 1
@@ -216,7 +216,7 @@ def test_a_place_that_is_taken_is_not_linked_over(prepare: Prepare, downloads: P
     (downloads / "train2017.zip").unlink()
     write_files(downloads / "train2017", **{"000000000009_jpg": picture()})
     code, printed, _ = prepare()
-    assert (code, "COCO train2017, pictures: 1, left alone, since something is there" in printed) == (1, True)
+    assert (code, "COCO train2017, images: 1, left alone, since something is there" in printed) == (1, True)
     assert files_below(data / "coco") == []
 
 
@@ -289,11 +289,11 @@ def test_an_unclear_archive_is_left_alone_and_named(prepare: Prepare, downloads:
     [
         (
             lambda folder: write_zip(folder / "gqa.zip", "images/2350304.jpg", "images/5.jpg"),
-            "FOLDER/gqa.zip and FOLDER/1/images.zip both hold pictures of GQA, such as 2350304.jpg",
+            "FOLDER/gqa.zip and FOLDER/1/images.zip both hold images of GQA, such as 2350304.jpg",
         ),
         (
             lambda folder: write_files(folder / "train2017", **{"000000000009_jpg": b"x"}),
-            "FOLDER/train2017 and FOLDER/train2017.zip both hold pictures of COCO train2017",
+            "FOLDER/train2017 and FOLDER/train2017.zip both hold images of COCO train2017",
         ),
         (
             lambda folder: write_zip(folder / "a.zip", "images/6.jpg", "../images/7.jpg"),
@@ -307,8 +307,11 @@ def test_an_unclear_archive_is_left_alone_and_named(prepare: Prepare, downloads:
             lambda folder: write_zip_link(folder / "a.zip"),
             "a.zip is not unpacked: 'images/7.jpg' is a link or leads out of the archive",
         ),
-        (lambda folder: (folder / "b.zip").write_bytes(b"version https://git-lfs"), "b.zip is no complete"),
-        (lambda folder: (folder / "b.tar.gz").write_bytes(b""), "b.tar.gz is no complete"),
+        (
+            lambda folder: (folder / "b.zip").write_bytes(b"version https://git-lfs"),
+            "b.zip is not a complete",
+        ),
+        (lambda folder: (folder / "b.tar.gz").write_bytes(b""), "b.tar.gz is not a complete"),
         (
             lambda folder: write_records(folder / "old" / "llava_v1_5_mix665k.json", "a.jpg"),
             "llava_v1_5_mix665k.json are the same data file; take one of the two away",
@@ -385,7 +388,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(prepare: Prepare, data: 
             ["--check", "--stage", "three"],
             "invalid choice: 'three' (choose from 'pretrain', 'finetune', 'all')",
         ),
-        (["--check", "--workers", "0"], "'0' is no number of things"),
+        (["--check", "--workers", "0"], "'0' is not a valid number"),
         (["--check", "--report", "/nowhere/report.json"], "could not be written to /nowhere/report.json"),
     ],
 )

@@ -64,7 +64,7 @@ def test_code_and_kernels_that_configs_name_are_never_looked_for(
 
     model = load(folder)[1]
     tower = model.get_vision_tower()
-    assert tower.encode_questions(["what?"]).isfinite().all()
+    assert tower.encode_texts(["what?"]).isfinite().all()
     model.set_token_reduction("none")
     assert torch.equal(logits(model), logits(loaded[1]))
     assert tower.vision_tower.config._attn_implementation == "sdpa"
@@ -96,7 +96,7 @@ def test_weights_that_were_stored_quantized_are_refused(checkpoint_copy):
     ],
 )
 def test_a_value_of_another_kind_is_one_sentence(changes, reason, checkpoint_copy):
-    with pytest.raises(UserError, match=rf"config\.json is no Llama config: .*{reason}"):
+    with pytest.raises(UserError, match=rf"config\.json is not a valid Llama config: .*{reason}"):
         load(checkpoint_copy(**changes))
 
 
@@ -190,7 +190,7 @@ def test_resolutions_of_tiles(value, accepted):
 def test_settings_of_a_tokenizer_that_make_no_sense(file, changes, reason, checkpoint_copy):
     folder = checkpoint_copy()
     edit(folder / file, **changes)
-    with pytest.raises(UserError, match=rf"{file} is no file of a tokenizer: .*{reason}"):
+    with pytest.raises(UserError, match=rf"{file} is not a valid file of a tokenizer: .*{reason}"):
         load_tokenizer(folder)
 
 

@@ -87,14 +87,14 @@ def test_questions_are_embedded_as_clip_itself_does(tower, whole_clip):
             pooled = whole_clip.text_model(**ids).pooler_output
             expected = whole_clip.text_projection(pooled)[0]
         # Worst difference seen: 0.
-        torch.testing.assert_close(tower.encode_questions([text])[0], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(tower.encode_texts([text])[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_several_texts_for_one_image_count_by_the_mean_of_their_dot_products(tower):
     patches = torch.randn(1, 576, 48, generator=torch.Generator().manual_seed(0))
     texts = ["one", "two", "three"]
-    together = tower.score_patches(patches, tower.encode_questions([texts]))
-    single = [tower.score_patches(patches, tower.encode_questions([text])) for text in texts]
+    together = tower.score_patches(patches, tower.encode_texts([texts]))
+    single = [tower.score_patches(patches, tower.encode_texts([text])) for text in texts]
     torch.testing.assert_close(together, torch.stack(single).mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
@@ -102,8 +102,8 @@ def test_a_long_question_works_by_its_front_and_says_so_once(caplog):
     tower = build_vision_tower(settings())
     words = "what is it " * 200
     with caplog.at_level(logging.WARNING):
-        first = tower.encode_questions([words + "end"])
-        second = tower.encode_questions([words + "another end"])
+        first = tower.encode_texts([words + "end"])
+        second = tower.encode_texts([words + "another end"])
     assert torch.equal(first, second)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "first 77" in caplog.text
@@ -129,7 +129,7 @@ def test_scores_are_float32_whatever_the_tower_is(dtype, pictures, loaded):
     pixels = process_images([pictures["img0.png"]], processor, model.config)  # of another type than the tower
     tokens = tower(pixels, ["a cat"])
     assert tokens.packed.dtype is dtype
-    assert tower.score_patches(tower.encode(pixels), tower.encode_questions(["a cat"])).dtype is torch.float32
+    assert tower.score_patches(tower.encode(pixels), tower.encode_texts(["a cat"])).dtype is torch.float32
 
 
 def test_autocast_rounds_nothing_that_decides_which_patches_stay(pictures, loaded):

@@ -423,7 +423,7 @@ def test_an_empty_weight_file_is_one_sentence(checkpoint_copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": "abc"}, "is no Llama config"),
+        ({"hidden_size": "abc"}, "is not a valid Llama config"),
         ({"mm_hidden_size": None}, "lacks a whole number mm_hidden_size"),
         ({"mm_vision_select_layer": None}, "lacks a whole number mm_vision_select_layer"),
         ({"mm_vision_tower": None, "mm_vision_token_reduce_func": "TRIM:-1"}, "needs a vision tower"),

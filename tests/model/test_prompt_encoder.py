@@ -75,7 +75,7 @@ def test_threads_share_the_text_encoder_and_what_it_remembers(pictures):
     def ask(thread):
         start.wait()
         for text in texts[thread:] + texts[:thread]:
-            embedding = tower.encode_questions([text])[0]
+            embedding = tower.encode_texts([text])[0]
             tower.set_token_reduction(("TRIM:5", "none")[thread % 2])
             if not torch.equal(found.setdefault(text, embedding), embedding):
                 mixed_up.append(text)
@@ -88,7 +88,7 @@ def test_threads_share_the_text_encoder_and_what_it_remembers(pictures):
     assert mixed_up == []
     assert found.keys() == set(texts)
     alone = Assistant.load(str(TINY_LLAVA), device="cpu", token_reduction="TRIM:-1").model.get_vision_tower()
-    assert all(torch.equal(found[text], alone.encode_questions([text])[0]) for text in texts)
+    assert all(torch.equal(found[text], alone.encode_texts([text])[0]) for text in texts)
 
 
 def test_the_text_half_is_loaded_once_for_many_threads(monkeypatch):
@@ -103,7 +103,7 @@ def test_the_text_half_is_loaded_once_for_many_threads(monkeypatch):
 
     monkeypatch.setattr(clip_encoder, "load_text_half", slow_load)
     threads = [
-        threading.Thread(target=lambda i=i: (start.wait(), tower.encode_questions([f"text {i}"])))
+        threading.Thread(target=lambda i=i: (start.wait(), tower.encode_texts([f"text {i}"])))
         for i in range(8)
     ]
     for thread in threads:

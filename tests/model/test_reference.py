@@ -48,7 +48,7 @@ def test_patches_and_questions(pair, reference, golden, pictures, loaded):
     pixels = process_images([pictures[reference[pair]["image"]]], processor, model.config)
     # Worst differences seen: 1.5e-6 for patches, 5e-7 for questions.
     torch.testing.assert_close(tower.encode(pixels)[0], golden[f"patches/{pair}"], rtol=1e-5, atol=1e-5)
-    question = tower.encode_questions([reference[pair]["question"]])[0]
+    question = tower.encode_texts([reference[pair]["question"]])[0]
     torch.testing.assert_close(question, golden[f"question/{pair}"], rtol=1e-5, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from playground.shapes import build, make_data, measure, measure_clip
         (
             measure,
             ["--questions", "0"],
-            "argument --questions: '0' is no number of things; accepted: 1 or more",
+            "argument --questions: '0' is not a valid number; accepted: 1 or more",
         ),
         (measure, ["--model-path", "/nowhere"], "no model folder '/nowhere'"),
         (measure, ["--token-reduction", "TRIM:0"], "'TRIM:0' is not a token reduction"),

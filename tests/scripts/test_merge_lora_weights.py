@@ -107,7 +107,7 @@ def test_what_cannot_work_is_one_sentence(
 ):
     base, adapter = adapted()
     mistakes = {
-        (TINY_LLAVA, base, tmp_path / "new"): "is no LoRA checkpoint: it has no adapter_model.safetensors",
+        (TINY_LLAVA, base, tmp_path / "new"): "is not a LoRA checkpoint: it has no adapter_model.safetensors",
         (Path("/nowhere"), base, tmp_path / "new"): "no model folder '/nowhere'",
         (adapter, Path("/nowhere"), tmp_path / "new"): "no model folder '/nowhere'",
         (adapter, TINY_CLIP, tmp_path / "new"): "holds no language model",

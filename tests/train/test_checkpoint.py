@@ -10,9 +10,9 @@ from llava.errors import UserError
 from llava.model.checkpoint_files import CheckpointKind
 from llava.train.checkpoint import (
     check_resumable,
-    claimed,
     finish_checkpoint,
     last_checkpoint,
+    lock_output_dir,
     remove_unfinished,
     unfinished_folder,
 )
@@ -67,10 +67,10 @@ def test_what_was_written_alike_can_be_continued(
             8,
             4,
             True,
-            "was written by 8 processes under DeepSpeed, and 4 under DeepSpeed cannot go on from it",
+            "was written by 8 processes under DeepSpeed, and 4 under DeepSpeed cannot resume from it",
         ),
-        (2, 2, False, "was written by 2 processes under DeepSpeed, and a run without it cannot go on"),
-        (0, 2, True, "was written without DeepSpeed, and 2 under DeepSpeed cannot go on from it"),
+        (2, 2, False, "was written by 2 processes under DeepSpeed, and a run without it cannot resume"),
+        (0, 2, True, "was written without DeepSpeed, and 2 under DeepSpeed cannot resume from it"),
     ],
 )
 def test_what_was_written_otherwise_is_refused(
@@ -83,7 +83,7 @@ def test_what_was_written_otherwise_is_refused(
 
 def test_a_checkpoint_of_another_kind_of_run_is_refused(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
-    with pytest.raises(UserError, match="it holds a whole model, and this run trains a LoRA adapter"):
+    with pytest.raises(UserError, match="it holds a full checkpoint, and this run trains a LoRA adapter"):
         check_resumable(checkpoint, CheckpointKind.LORA, 1, False)
 
 
@@ -95,8 +95,8 @@ def test_weights_that_deepspeed_does_not_gather_are_in_its_shares(tmp_path: Path
 
 HOLD = """
 import sys
-from llava.train.checkpoint import claimed
-with claimed(sys.argv[1]):
+from llava.train.checkpoint import lock_output_dir
+with lock_output_dir(sys.argv[1]):
     print("claimed", flush=True)
     input()
 """
@@ -109,9 +109,9 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path):
         assert other.stdout.readline() == "claimed\n"
         with (
             pytest.raises(UserError, match="another run is writing to the output folder"),
-            claimed(tmp_path, 0.1),
+            lock_output_dir(tmp_path, 0.1),
         ):
             pass
         other.kill()
-    with claimed(tmp_path, 5):  # the claim ended with the process
+    with lock_output_dir(tmp_path, 5):  # the claim ended with the process
         pass

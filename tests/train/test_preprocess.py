@@ -14,10 +14,10 @@ from llava.conversation import Segment, SeparatorStyle, conv_templates
 from llava.errors import UserError
 from llava.tokenizer import load_tokenizer
 from llava.train.preprocess import (
-    learned_tokens,
     preprocess,
     preprocess_multimodal,
     render,
+    supervised_tokens,
     text_for_clip,
 )
 from playground.shapes.llama_tokenizer import train_llama_tokenizer
@@ -208,8 +208,8 @@ def test_conversations_that_do_not_fit_are_refused(name: str, roles: list[str], 
 
 
 def test_a_token_across_a_border_is_not_learned():
-    segments = [Segment("ab", learned=False), Segment("cd", learned=True)]
-    assert learned_tokens(segments, [(0, 0), (0, 1), (1, 3), (2, 4), (4, 4)]) == [
+    segments = [Segment("ab", supervised=False), Segment("cd", supervised=True)]
+    assert supervised_tokens(segments, [(0, 0), (0, 1), (1, 3), (2, 4), (4, 4)]) == [
         False,
         False,
         False,

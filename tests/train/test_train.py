@@ -561,7 +561,7 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"output_dir": ""}, "--output_dir is ''"),
         ({"report_to": "paper"}, "--report_to is 'paper'; accepted: none, all, "),
         ({"evaluation_strategy": "steps", "eval_steps": 5}, "--eval_strategy is 'steps'; accepted: no"),
-        ({"save_only_model": True}, "--save_only_model is not supported: no run could go on"),
+        ({"save_only_model": True}, "--save_only_model is not supported: no run could resume"),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
         ({"mm_patch_merge_type": "round"}, "--mm_patch_merge_type is 'round'; accepted: flat, spatial, "),

@@ -1,4 +1,4 @@
-"""Unpacking of picture archives: it may be killed and repeated, and writes nowhere but where it is told."""
+"""Unpacking of image archives: it may be killed and repeated, and writes nowhere but where it is told."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def unpack(
         path: The archive.
         targets: Its files by their final paths.
         label: What the progress bar calls it.
-        as_jpeg: Whether pictures in other formats are to become JPEGs.
+        as_jpeg: Whether images in other formats are to become JPEGs.
         workers: Threads, for a zip file; a tar file can only be read from one end to the other.
 
     Returns:
-        A sentence for every picture that was not written because it is damaged.
+        A sentence for every image that was not written because it is damaged.
 
     Raises:
         UserError: If the archive is damaged, or a file cannot be written.
@@ -108,10 +108,10 @@ def write_file(stream: IO[bytes], target: Path, *, as_jpeg: bool = False) -> str
     Args:
         stream: What to write.
         target: The final path; its folder is made.
-        as_jpeg: Whether a picture in another format is to become a JPEG, an animation its first frame.
+        as_jpeg: Whether an image in another format is to become a JPEG, an animation its first frame.
 
     Returns:
-        Nothing, or a sentence if a picture was not written because it is damaged.
+        Nothing, or a sentence if an image was not written because it is damaged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.part")
@@ -119,8 +119,8 @@ def write_file(stream: IO[bytes], target: Path, *, as_jpeg: bool = False) -> str
         with unfinished.open("wb") as file:
             shutil.copyfileobj(stream, file)
         if as_jpeg and not is_jpeg(unfinished):
-            picture = load_image_bytes(unfinished.read_bytes(), name=str(target))
-            picture.save(unfinished, "JPEG", quality=_JPEG_QUALITY)
+            image = load_image_bytes(unfinished.read_bytes(), name=str(target))
+            image.save(unfinished, "JPEG", quality=_JPEG_QUALITY)
         unfinished.replace(target)
     except UserError as error:
         return str(error)
@@ -164,7 +164,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     except OSError as error:
         raise UserError(f"{path} cannot be unpacked: {error}") from error
     except _DAMAGE as error:
-        raise UserError(f"{path} is no complete archive ({error}); download it again") from error
+        raise UserError(f"{path} is not a complete archive ({error}); download it again") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What LLaVA-1.5's two stages are trained on, and how to tell from their paths which part pictures are."""
+"""What LLaVA-1.5's two stages are trained on, and how to tell from their paths which part images are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The pictures of one provider.
+    """The images of one provider.
 
     Attributes:
         name: What people call them.
         folder: Their place below the data folder.
-        pictures: Regular expression of their names as the provider gives them, beginning with the folder that
+        images: Regular expression of their names as the provider gives them, beginning with the folder that
             tells them from the other parts'; its group ``name`` is what goes below ``folder``.
         source: What to download, and where.
         as_jpeg: Whether the records call them all ``.jpg`` while the provider has other formats too.
@@ -25,12 +25,12 @@ class Part:
 
     name: str
     folder: str
-    pictures: str
+    images: str
     source: str
     as_jpeg: bool = False
 
     def called(self, name: str) -> str:
-        """Return what the records call a picture that the provider calls ``name``."""
+        """Return what the records call an image that the provider calls ``name``."""
         return str(PurePosixPath(name).with_suffix(".jpg")) if self.as_jpeg else name
 
 
@@ -44,7 +44,7 @@ class Stage:
         images: The image folder of its records, below the data folder.
         version: The template that its recipes train with.
         recipes: Scripts that train on it; one of them is enough.
-        parts: The pictures that its records name.
+        parts: The images that its records name.
     """
 
     records: str
@@ -71,7 +71,7 @@ STAGES: Final = {
             Part(
                 name="LCS-558K",
                 folder="LLaVA-Pretrain/images",
-                pictures=r"(?P<name>\d{5}/\d{9}\.jpg)",
+                images=r"(?P<name>\d{5}/\d{9}\.jpg)",
                 source="images.zip of liuhaotian/LLaVA-Pretrain on Hugging Face",
             ),
         ),
@@ -86,39 +86,39 @@ STAGES: Final = {
             Part(
                 name="COCO train2017",
                 folder="coco/train2017",
-                pictures=r"train2017/(?P<name>\d{12}\.jpg)",
+                images=r"train2017/(?P<name>\d{12}\.jpg)",
                 source="http://images.cocodataset.org/zips/train2017.zip",
             ),
             Part(
                 name="GQA",
                 folder="gqa/images",
-                pictures=r"images/(?P<name>n?\d{1,7}\.jpg)",
+                images=r"images/(?P<name>n?\d{1,7}\.jpg)",
                 source="https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip",
             ),
             Part(
                 name="OCR-VQA",
                 folder="ocr_vqa/images",
                 # ISBNs without their leading zeros: some look like GQA's, which therefore stands before.
-                pictures=r"images/(?P<name>(\d{0,9}[\dX]|B[0-9A-Z]{9})\.\w+)",
+                images=r"images/(?P<name>(\d{0,9}[\dX]|B[0-9A-Z]{9})\.\w+)",
                 source="the folder images that the download script of https://ocr-vqa.github.io fills",
                 as_jpeg=True,
             ),
             Part(
                 name="TextVQA",
                 folder="textvqa/train_images",
-                pictures=r"train_images/(?P<name>[0-9a-f]{16}\.jpg)",
+                images=r"train_images/(?P<name>[0-9a-f]{16}\.jpg)",
                 source="https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
             ),
             Part(
                 name="Visual Genome 1",
                 folder="vg/VG_100K",
-                pictures=r"VG_100K/(?P<name>\d+\.jpg)",
+                images=r"VG_100K/(?P<name>\d+\.jpg)",
                 source="https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip",
             ),
             Part(
                 name="Visual Genome 2",
                 folder="vg/VG_100K_2",
-                pictures=r"VG_100K_2/(?P<name>\d+\.jpg)",
+                images=r"VG_100K_2/(?P<name>\d+\.jpg)",
                 source="https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip",
             ),
         ),
@@ -131,18 +131,18 @@ PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 # A folder called like a part's place is that part, whatever the names in it.
 _PATTERNS: Final = [
     *((part, re.compile(rf".*/{part.folder}/(?P<name>[^/]+)")) for part in PARTS),
-    *((part, re.compile(rf".*/{part.pictures}")) for part in PARTS),
+    *((part, re.compile(rf".*/{part.images}")) for part in PARTS),
 ]
 
 Found = dict[tuple[Part, str], dict[str, str]]
-"""By part and by the folder that stands for its place: pictures' names below that place, and their paths."""
+"""By part and by the folder that stands for its place: images' names below that place, and their paths."""
 
 
 def recognize(paths: Iterable[str]) -> Found:
-    """Sort pictures by the part that they belong to.
+    """Sort images by the part that they belong to.
 
-    A folder belongs to the first part whose names all of its pictures have: one name alone would not tell GQA
-    from OCR-VQA. Pictures of no part and other files are left out.
+    A folder belongs to the first part whose names all of its images have: one name alone would not tell GQA
+    from OCR-VQA. Images of no part and other files are left out.
 
     Args:
         paths: Absolute, of any files, with ``/``; a file in an archive lies below the archive's own folder.
@@ -153,10 +153,10 @@ def recognize(paths: Iterable[str]) -> Found:
         if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
             folders[folder].append(path)
     found: Found = defaultdict(dict)
-    for pictures in folders.values():
+    for images in folders.values():
         for part, pattern in _PATTERNS:
-            if all(map(pattern.fullmatch, pictures)):
-                for path in pictures:
+            if all(map(pattern.fullmatch, images)):
+                for path in images:
                     name = pattern.sub(r"\g<name>", path)
                     found[part, path.removesuffix(name)][part.called(name)] = path
                 break

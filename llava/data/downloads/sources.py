@@ -26,19 +26,19 @@ from llava.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """An archive, or a folder that somebody unpacked, with pictures of a part.
+    """An archive, or a folder that somebody unpacked, with images of a part.
 
     Attributes:
         path: Of the archive or folder.
-        part: Whose pictures it holds.
+        part: Whose images it holds.
         place: Where the part belongs.
-        pictures: By their names below the place. Files in a folder count no bytes: they will be linked.
+        images: By their names below the place. Files in a folder count no bytes: they will be linked.
     """
 
     path: Path
     part: Part
     place: Path
-    pictures: Mapping[str, Member]
+    images: Mapping[str, Member]
 
     @property
     def is_linked(self) -> bool:
@@ -47,11 +47,11 @@ class Source:
 
     @cached_property
     def waiting(self) -> dict[Path, Member]:
-        """Pictures that are still to be put in place, by their final paths."""
+        """Images that are still to be put in place, by their final paths."""
         if self.is_linked and self.place.exists():
             return {}
-        paths = {self.place / name: picture for name, picture in self.pictures.items()}
-        return {path: picture for path, picture in paths.items() if not self._is_there(path, picture)}
+        paths = {self.place / name: image for name, image in self.images.items()}
+        return {path: image for path, image in paths.items() if not self._is_there(path, image)}
 
     def put_in_place(self, workers: int) -> list[str]:
         """Unpack, convert or link what is waiting.
@@ -60,7 +60,7 @@ class Source:
             workers: Threads.
 
         Returns:
-            A sentence for every picture that was left out because it is damaged.
+            A sentence for every image that was left out because it is damaged.
 
         Raises:
             UserError: If the archive is damaged, or something cannot be written.
@@ -77,9 +77,9 @@ class Source:
             raise UserError(f"{self.path} cannot be put into {self.place}: {error}") from error
         return []
 
-    def _is_there(self, path: Path, picture: Member) -> bool:
-        """Whether a picture is in place; one that was converted has a size of its own."""
-        return path.exists() and (self.part.as_jpeg or path.stat().st_size == picture.size)
+    def _is_there(self, path: Path, image: Member) -> bool:
+        """Whether an image is in place; one that was converted has a size of its own."""
+        return path.exists() and (self.part.as_jpeg or path.stat().st_size == image.size)
 
     def _link_or_convert(self, path: Path) -> str | None:
         """Put one file of a folder in place."""
@@ -112,7 +112,7 @@ def list_files(downloads: Path, data: Path) -> list[str]:
 
 
 def find_sources(files: Sequence[str], data: Path) -> list[Source]:
-    """Find the folders and archives that hold pictures of a part.
+    """Find the folders and archives that hold images of a part.
 
     Args:
         files: Absolute paths of all that was downloaded.
@@ -139,9 +139,9 @@ def check_sources(sources: Sequence[Source]) -> None:
         UserError: If it is not, or does not.
     """
     for one, other in combinations([source for source in sources if source.waiting], 2):
-        if one.part == other.part and (both := one.pictures.keys() & other.pictures.keys()):
+        if one.part == other.part and (both := one.images.keys() & other.images.keys()):
             raise UserError(
-                f"{one.path} and {other.path} both hold pictures of {one.part.name}, such as {min(both)}; "
+                f"{one.path} and {other.path} both hold images of {one.part.name}, such as {min(both)}; "
                 "take one of the two away"
             )
     needed: Counter[int] = Counter()
@@ -149,7 +149,7 @@ def check_sources(sources: Sequence[Source]) -> None:
         parents = (source.place, *source.place.absolute().parents)
         folder = next(parent for parent in parents if parent.exists())
         disk, free = folder.stat().st_dev, shutil.disk_usage(folder).free
-        needed[disk] += sum(picture.size for picture in source.waiting.values())
+        needed[disk] += sum(image.size for image in source.waiting.values())
         if needed[disk] > free:
             raise UserError(
                 f"unpacking needs {needed[disk] / 1e9:.1f} GB or more on the disk of {folder}, where "
@@ -164,7 +164,7 @@ def _sources(archive: Path | None, members: Mapping[str, Member], data: Path) ->
             path=archive or Path(folder),
             part=part,
             place=data / part.folder,
-            pictures={name: members[path] for name, path in names.items()},
+            images={name: members[path] for name, path in names.items()},
         )
         for (part, folder), names in recognize(members).items()
     ]

@@ -1,4 +1,4 @@
-"""Llama with eyes: the LLaVA-1.5 model class, under the names that checkpoints and callers use."""
+"""The LLaVA-1.5 model class over Llama, under the names that checkpoints and callers use."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         texts: Sequence[ImageText] | str | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the model on a batch of prompts and pictures.
+        """Run the model on a batch of prompts and images.
 
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
@@ -68,9 +68,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             position_ids: (B, L).
             past_key_values: Cache of earlier positions; newer versions of transformers pass it as ``cache``.
             inputs_embeds: (B, T, H) instead of ids and images.
-            labels: (B, L); visual tokens are never learned.
+            labels: (B, L); visual tokens are never supervised.
             images: Pixels of all images, (I, 3, H, W) or a list.
-            image_sizes: Width and height of the pictures in pixels, for ``anyres``.
+            image_sizes: Width and height of the images in pixels, for ``anyres``.
             texts: The question per image, several per image while training; read from the ids if missing.
             **kwargs: Llama's other arguments.
 
@@ -116,7 +116,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Args:
             inputs: Ids (B, L), padded on either side; also accepted as ``input_ids``.
             images: Pixels of all images, (I, 3, H, W) or a list.
-            image_sizes: Width and height of the pictures in pixels, for ``anyres``.
+            image_sizes: Width and height of the images in pixels, for ``anyres``.
             texts: The question per image; read from the ids if missing.
             **kwargs: ``attention_mask`` (B, L), or ``inputs_embeds`` (B, T, H) instead of ids, and
                 transformers' others.

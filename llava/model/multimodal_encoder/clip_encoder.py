@@ -35,10 +35,10 @@ SELECT_FEATURES = ("patch", "cls_patch")
 
 
 class CLIPVisionTower(nn.Module):
-    """CLIP's vision half, cut at the selected layer, with the token reducer behind it.
+    """CLIP's vision encoder, cut at the selected layer, with the token reducer behind it.
 
     CLIP is held once: its two halves are submodules under the names that published checkpoints use, the
-    layers above the selected one are never built, and the text half is loaded only while the reducer asks for
+    layers above the selected one are never built, and the text encoder is loaded only when a reducer asks for
     it. All of it is frozen.
 
     Attributes:
@@ -46,8 +46,8 @@ class CLIPVisionTower(nn.Module):
         select_layer: Which of the encoder's hidden states are the patch features; LLaVA-1.5 reads -2.
         select_feature: ``patch`` leaves the CLS token out, ``cls_patch`` keeps it in front.
         token_reduction: The reducer in force; change it with `set_token_reduction`.
-        vision_tower: CLIP's vision half with its projection, once loaded.
-        text_tower: CLIP's text half with its projection, once needed.
+        vision_tower: CLIP's vision encoder with its projection, once loaded.
+        text_tower: CLIP's text encoder with its projection, once needed.
     """
 
     vision_tower: CLIPVisionModelWithProjection
@@ -131,7 +131,7 @@ class CLIPVisionTower(nn.Module):
             raise MissingFileError(f"the CLIP folder {self.folder} has no {name}")
 
     def _check_crop(self, side: int) -> None:
-        """Refuse a preprocessor whose images are not of the side, in pixels, that the vision half sees.
+        """Refuse a preprocessor whose images are not of the side, in pixels, that the vision encoder sees.
 
         Raises:
             UserError: If they are not.
@@ -144,10 +144,10 @@ class CLIPVisionTower(nn.Module):
             )
 
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
-        """Change the reducer, loading CLIP's text half if it is the first to ask for it.
+        """Change the reducer, loading CLIP's text encoder if it is the first to ask for it.
 
         Raises:
-            UserError: If the setting is not accepted, or CLIP's folder has no text half.
+            UserError: If the setting is not accepted, or CLIP's folder has no text encoder.
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
         if self.is_loaded and reducer.needs_question:
@@ -184,7 +184,7 @@ class CLIPVisionTower(nn.Module):
         """See a batch of images and keep what matters for their questions.
 
         Args:
-            images: Pixels in any float type, (B, 3, H, W).
+            images: Pixels in any floating-point dtype, (B, 3, H, W).
             texts: The question of each image; one for all of them may be given alone. Several texts for one
                 image count by the average of their dot products.
 
@@ -221,7 +221,7 @@ class CLIPVisionTower(nn.Module):
 
     def _relevance(self, patches: Tensor, texts: Sequence[ImageText] | str | None) -> Tensor:
         """Relevance of (B, N, D) patches to the questions, (B, N)."""
-        questions = self.encode_questions(_one_question_per_image(texts, len(patches)))
+        questions = self.encode_texts(_one_question_per_image(texts, len(patches)))
         return patch_relevance(self.score_patches(patches, questions))
 
     def score_patches(self, patches: Tensor, questions: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class CLIPVisionTower(nn.Module):
             return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
 
     @torch.no_grad()
-    def encode_questions(self, questions: Sequence[ImageText]) -> Tensor:
+    def encode_texts(self, questions: Sequence[ImageText]) -> Tensor:
         """Project questions into CLIP's joint space, (B, E): per image its text, or the mean of its texts.
 
         Every distinct text is encoded by itself and without padding, so that no answer depends on its
@@ -280,12 +280,12 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def num_patches_per_side(self) -> int:
-        """Patches along one side of the picture."""
+        """Patches along one side of the image."""
         return self.config.image_size // self.config.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches N of one picture, before any reduction and without CLS."""
+        """Patches N of one image, before any reduction and without CLS."""
         return self.num_patches_per_side**2
 
 

@@ -40,24 +40,24 @@ def _layers_to_run(select_layer: int, layers: int) -> int:
 def load_vision_half(
     config: CLIPVisionConfig, select_layer: int, folder: Path
 ) -> CLIPVisionModelWithProjection:
-    """Load CLIP's vision half up to the layer that is read; ``config`` becomes that of this part."""
+    """Load CLIP's vision encoder up to the layer that is read; ``config`` becomes that of this part."""
     halves = ("vision_model.", "visual_projection.", "text_", "logit_scale")
     weights = {
-        # A vision half that was saved alone lacks the prefix of its half.
+        # A vision encoder that was saved alone lacks the prefix of its half.
         name if name.startswith(halves) else f"vision_model.{name}": weight
         for name, weight in open_weights(folder).items()
     }
     check_layers(config.num_hidden_layers, weights, "vision_model.encoder.layers.", folder)
     config.num_hidden_layers = _layers_to_run(select_layer, config.num_hidden_layers)
     if "visual_projection.weight" not in weights:
-        # Only a reducer reads the projection, and none can without the text half.
+        # Only a reducer reads the projection, and none can without the text encoder.
         config.projection_dim = 1
         weights["visual_projection.weight"] = torch.zeros(1, config.hidden_size)
     return _load_half(CLIPVisionModelWithProjection, config, weights, folder)
 
 
 def load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithProjection:
-    """Load CLIP's text half."""
+    """Load CLIP's text encoder."""
     weights = open_weights(folder)
     check_layers(config.num_hidden_layers, weights, "text_model.encoder.layers.", folder)
     return _load_half(CLIPTextModelWithProjection, config, weights, folder)

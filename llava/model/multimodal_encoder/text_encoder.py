@@ -32,7 +32,7 @@ class TextEncoder:
     """Embeds texts in CLIP's joint space, each by itself, and remembers the embeddings.
 
     Args:
-        model: CLIP's text half with its projection, frozen.
+        model: CLIP's text encoder with its projection, frozen.
         tokenizer: Of CLIP.
     """
 

@@ -1,4 +1,4 @@
-"""The reducers: which patches of a picture the language model gets to read.
+"""The reducers: which patches of an image the language model gets to read.
 
 TRIM (arXiv:2409.10994), in the order of its paper: the similarity of every patch to the question
 (`patch_scores`, `patch_relevance`), the interquartile rule that decides how many stay (`keep_outliers`), and
@@ -266,7 +266,7 @@ class Reducer(Protocol):
 
     @property
     def needs_question(self) -> bool:
-        """Whether the reducer asks for relevance, so that the tower must hold CLIP's text half."""
+        """Whether the reducer asks for relevance, so that the tower must hold CLIP's text encoder."""
 
     @classmethod
     def parse(cls, value: str) -> Reducer:
@@ -307,7 +307,7 @@ class Trim:
 
     @classmethod
     def parse(cls, value: str) -> Trim:
-        """Read the part after ``TRIM:``; raises ValueError if it is no budget."""
+        """Read the part after ``TRIM:``; raises ValueError if it is not a budget."""
         return cls(parse_budget(value))
 
     def __str__(self) -> str:
@@ -322,13 +322,13 @@ class Trim:
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """``Random:<budget>``: the floor for TRIM, as many patches but random ones, and the same merged token."""
+    """``Random:<budget>``: a baseline for TRIM, as many patches but random ones, and the merged token."""
 
     budget: Budget
 
     @classmethod
     def parse(cls, value: str) -> Random:
-        """Read the part after ``Random:``; raises ValueError if it is no budget."""
+        """Read the part after ``Random:``; raises ValueError if it is not a budget."""
         return cls(parse_budget(value))
 
     @property
@@ -385,9 +385,9 @@ class Pool:
         side = math.isqrt(patches.shape[1])
         leading = patches.shape[1] - side * side
         grid = min(side, math.isqrt(self.cells))
-        picture = patches[:, leading:].transpose(1, 2).unflatten(-1, (side, side))  # (B, D, side, side)
+        image = patches[:, leading:].transpose(1, 2).unflatten(-1, (side, side))  # (B, D, side, side)
         # Contiguous, because the kernel sums in another order for the layout that a batch of several has.
-        cells = F.adaptive_avg_pool2d(picture.float().contiguous(), grid).to(patches.dtype)
+        cells = F.adaptive_avg_pool2d(image.float().contiguous(), grid).to(patches.dtype)
         tokens = torch.cat([patches[:, :leading], cells.flatten(2).transpose(1, 2)], dim=1)
         kept = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
         kept[:, :leading] = True

@@ -83,14 +83,14 @@ def test_a_truncated_archive_is_one_sentence(name: str, share: float, tmp_path: 
         tmp_path / name, {f"{number}.jpg": random.Random(number).randbytes(9999) for number in range(9)}
     )
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(UserError, match=f"{name} is no complete archive|{name} cannot be unpacked"):
+    with pytest.raises(UserError, match=f"{name} is not a complete archive|{name} cannot be unpacked"):
         unpack_all(path, tmp_path / "out")
 
 
 def test_a_damaged_member_is_not_written(tmp_path: Path):
     path = write_archive(tmp_path / "a.zip", {"a.jpg": b"content " * 99})
     path.write_bytes(path.read_bytes().replace(b"content ", b"c0ntent ", 1))
-    with pytest.raises(UserError, match=r"a\.zip is no complete archive \(Bad CRC"):
+    with pytest.raises(UserError, match=r"a\.zip is not a complete archive \(Bad CRC"):
         unpack_all(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
