@@ -1,9 +1,8 @@
-"""Draw images/overview.png: what TRIM does to one picture and one question, as the bundled model did it.
+"""Draw images/overview.png: two questions about one image, and the patches that TRIM keeps for each.
 
-Needs matplotlib, which the extra ``dev`` brings.
+Everything shown is what the bundled model did. Needs matplotlib, which the extra ``dev`` brings.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,67 +24,95 @@ from llava.utils import exit_on_user_error
 from llava.visualize import draw_kept
 
 IMAGES = Path(__file__).parents[1] / "images"
+QUESTIONS = ("What shape is the green object?", "What shape is the yellow object?")
 INK, ACCENT, FAINT = "#22313f", "#c0392b", "#8795a1"
+WIDTH, HEIGHT = 12.9, 5.75  # inches
+PANEL = 3.5  # side of an image, in inches
+TILES_PER_ROW = 16
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask the bundled model and draw how it came to its answer."""
+    """Ask the bundled model and draw which patches it read."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--image", type=Path, default=IMAGES / "shapes.png")
-    parser.add_argument("--question", default="What color is the star?")
+    parser.add_argument("--image", type=Path, default=IMAGES / "crowded.png", help="a square image")
+    parser.add_argument("--questions", nargs=2, default=QUESTIONS, metavar="QUESTION")
     parser.add_argument("--model-path", help="checkpoint folder (default: the bundled shapes model)")
     parser.add_argument("--output", type=Path, default=IMAGES / "overview.png")
     arguments = parser.parse_args(argv)
     image = load_image(arguments.image)
-    answer = Assistant.load(arguments.model_path).answer(arguments.question, image)
-    draw(image, arguments.question, answer).savefig(arguments.output, dpi=100)
+    assistant = Assistant.load(arguments.model_path)
+    answers = [(question, assistant.answer(question, image)) for question in arguments.questions]
+    draw(image, answers).savefig(arguments.output, dpi=100)
 
 
-def draw(image: Image.Image, question: str, answer: Answer) -> Figure:
-    """Lay the four steps out from left to right.
+def draw(image: Image.Image, answers: Sequence[tuple[str, Answer]]) -> Figure:
+    """Put the image on the left, and a column per question beside it.
 
     Args:
-        image: A square picture, so that the model's grid is the picture's own.
-        question: What was asked.
-        answer: What the model said, and which patches it kept.
+        image: A square image, so that the model's grid is the image's own.
+        answers: Two questions, and what the model answered from which patches.
 
     Returns:
-        The figure, 14 x 4.2 inches.
+        The figure.
     """
-    kept = np.asarray(answer.kept[0])
-    figure = plt.figure(figsize=(14, 4.2), facecolor="white")
-    steps = [figure.add_axes((left, 0.2, 0.2, 0.62)) for left in (0.02, 0.27, 0.52, 0.77)]
-    titles = (
-        "1  A picture and a question",
-        f"2  CLIP scores {kept.size} patches\nagainst the question",
-        f"3  {answer.cost.visual_tokens} visual tokens:\nthe kept ones and a merged one",
-        "4  The language model answers",
-    )
-    for axes, title in zip(steps, titles, strict=True):
-        axes.set_axis_off()
-        axes.set_title(title, fontsize=11.5, color=INK, pad=10)
-    show_picture(steps[0], image)
-    show_picture(steps[1], draw_kept(image.resize((1024, 1024)), kept))
-    show_tokens(steps[2], image, kept)
-    show_answer(steps[3], answer.text)
-    figure.text(0.12, 0.09, f"“{question}”", ha="center", fontsize=13, color=ACCENT)
-    for left in (0.2325, 0.4825, 0.7325):
-        figure.text(left + 0.0125, 0.5, "➜", ha="center", va="center", fontsize=22, color=FAINT)
+    figure = plt.figure(figsize=(WIDTH, HEIGHT), facecolor="white")
+    patches = answers[0][1].cost.patches
+    middle = 0.35 + PANEL / 2
+    add_panel(figure, 0.35, image, "One image")
+    add_text(figure, middle, 1.5, f"{patches} patches", INK, 13)
+    add_text(figure, middle, 1.04, f"Without TRIM: {patches} visual tokens.", FAINT, 11)
+    add_text(figure, middle, 0.75, "With TRIM: the patches kept for the question,", FAINT, 11)
+    add_text(figure, middle, 0.46, "and the mean of all others (framed).", FAINT, 11)
+    for left, (question, answer) in zip((4.7, 9.05), answers, strict=True):
+        add_column(figure, left, image, question, answer)
     return figure
 
 
-def show_picture(axes: Axes, image: Image.Image) -> None:
-    """Show a picture over the whole of its axes."""
-    axes.imshow(np.asarray(image.resize((768, 768), Image.Resampling.LANCZOS)))
+def add_column(figure: Figure, left: float, image: Image.Image, question: str, answer: Answer) -> None:
+    """Draw a question, the patches kept for it, the tokens they become, and the answer.
+
+    Args:
+        figure: Where to draw.
+        left: Distance of the column from the left, in inches.
+        image: What was asked about.
+        question: Its title.
+        answer: What the model said, and which patches it kept.
+    """
+    kept = np.asarray(answer.kept[0])
+    middle = left + PANEL / 2
+    add_panel(figure, left, draw_kept(image.resize((1024, 1024)), kept), f"“{question}”", ACCENT)
+    add_text(figure, middle, 1.5, f"{answer.cost.visual_tokens} visual tokens", INK, 13)
+    tiles = add_axes(figure, left, 0.82, PANEL, 2 * PANEL / TILES_PER_ROW)
+    show_tokens(tiles, image, kept)
+    add_text(figure, middle, 0.35, f"➜  “{answer.text}”", ACCENT, 16)
+
+
+def add_panel(figure: Figure, left: float, image: Image.Image, title: str, color: str = INK) -> None:
+    """Show an image with a title above it, ``left`` inches from the left."""
+    axes = add_axes(figure, left, 1.75, PANEL, PANEL)
+    axes.imshow(np.asarray(image.resize((700, 700), Image.Resampling.LANCZOS)))
+    add_text(figure, left + PANEL / 2, 1.75 + PANEL + 0.25, title, color, 13)
+
+
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes without lines at a place in inches."""
+    axes = figure.add_axes((left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
+    axes.set_axis_off()
+    return axes
+
+
+def add_text(figure: Figure, x: float, y: float, text: str, color: str, size: float) -> None:
+    """Write a line around a place in inches."""
+    figure.text(x / WIDTH, y / HEIGHT, text, color=color, fontsize=size, ha="center", va="center")
 
 
 def show_tokens(axes: Axes, image: Image.Image, kept: np.ndarray) -> None:
-    """Show the kept patches as tiles in raster order, and the mean of the others as the last one.
+    """Show the kept patches as tiles in raster order, and the mean of the others, framed, as the last one.
 
     Args:
         axes: Where to draw.
-        image: The picture.
+        image: The image.
         kept: Which patches stayed, bool (rows, columns).
     """
     rows, columns = kept.shape
@@ -94,29 +121,16 @@ def show_tokens(axes: Axes, image: Image.Image, kept: np.ndarray) -> None:
     patches = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # (rows, columns, side, side, 3)
     merged = np.broadcast_to(patches[~kept].mean(axis=(0, 1, 2)), (side, side, 3)).astype(np.uint8)
     tiles = [*patches[kept], merged]
-    per_row = max(6, math.ceil(len(tiles) ** 0.5))
+    per_row = min(TILES_PER_ROW, len(tiles))
+    start = (TILES_PER_ROW - per_row) / 2
     for index, tile in enumerate(tiles):
         row, column = divmod(index, per_row)
-        axes.imshow(tile, extent=(column, column + 0.85, -row - 0.85, -row))
-    axes.set_xlim(0, per_row)
-    axes.set_ylim(-per_row, 0)
+        axes.imshow(tile, extent=(start + column + 0.06, start + column + 0.94, -row - 0.94, -row - 0.06))
     row, column = divmod(len(tiles) - 1, per_row)
-    axes.add_patch(
-        plt.Rectangle((column, -row - 0.85), 0.85, 0.85, fill=False, edgecolor=ACCENT, linewidth=2)
-    )
-    axes.text(
-        0.5, -0.08, "framed: the mean of all dropped", transform=axes.transAxes, ha="center", color=ACCENT
-    )
-
-
-def show_answer(axes: Axes, text: str) -> None:
-    """Show the language model as a box, and what it says."""
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.add_patch(plt.Rectangle((0.02, 0.5), 0.96, 0.3, facecolor="#eaf0f6", edgecolor=INK, linewidth=1.5))
-    axes.text(0.5, 0.65, "projector and language model", ha="center", va="center", fontsize=11, color=INK)
-    axes.text(0.5, 0.37, "➜", rotation=-90, ha="center", va="center", fontsize=20, color=FAINT)
-    axes.text(0.5, 0.17, f"“{text}”", ha="center", va="center", fontsize=16, color=ACCENT)
+    corner = (start + column + 0.06, -row - 0.94)
+    axes.add_patch(plt.Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=ACCENT, linewidth=2))
+    axes.set_xlim(0, TILES_PER_ROW)
+    axes.set_ylim(-2, 0)
 
 
 if __name__ == "__main__":

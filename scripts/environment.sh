@@ -59,7 +59,7 @@ install_cpu_torch() {
         say "no $cpu_torch for this Python; taking another version"
 }
 
-# Whether each of the extras $2 ("serve,dev") is among $1.
+# Whether each of the extras $2 ("train,dev", "" for none) is among $1.
 covers() {
     local extra
     for extra in ${2//,/ }; do
@@ -79,9 +79,10 @@ is_installed() {
     return 1
 }
 
-# Install this repository, editable, with the extras $1 ("serve,dev"); does nothing where that was done before.
+# Install this repository, editable, with the extras $1 ("train,dev", "" for none); does nothing where that was
+# done before.
 install_project() {
-    local extras="$1" state project="${repository}[$1]"
+    local extras="$1" state project="$repository${1:+[$1]}"
     make_environment
     # The place matters: an editable install points back to it.
     state="$repository $(cat "$repository/pyproject.toml" ${constraints:+"$constraints"} | cksum)"
@@ -90,7 +91,7 @@ install_project() {
         return
     fi
     install_cpu_torch
-    say "installing llava with the extras $extras"
+    say "installing llava${extras:+ with the extras $extras}"
     if [[ -z "$constraints" ]] || ! pip_install --constraint "$constraints" --editable "$project"; then
         [[ -z "$constraints" ]] || say "the tested versions cannot be installed here; taking those that can"
         pip_install --editable "$project" || fail "the installation failed; pip's words are above"

@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 
-install_project serve
+install_project ""
 question="What color is the star?"
 say "llava ask --image images/shapes.png \"$question\""
 exec "$environment/bin/llava" ask --image "$repository/images/shapes.png" "$question"

@@ -1,4 +1,8 @@
-"""Ask a model single questions about held-out pictures, and count the right answers per kind of question."""
+"""Ask a model single questions about held-out pictures, and count the right answers per kind of question.
+
+Questions are answered in batches, which share costs: what one answer costs says
+`playground.shapes.measure_latency`.
+"""
 
 import json
 import platform
@@ -129,14 +133,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_numbers(_document(results), arguments.output)
 
 
-def _document(results: Sequence[Result]) -> dict[str, Any]:
-    machine = {
+def describe_machine() -> dict[str, Any]:
+    """What the numbers depend on besides the code."""
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def _document(results: Sequence[Result]) -> dict[str, Any]:
     rows = [{name: getattr(result, name) for name in Result.__slots__} for result in results]
-    return {"machine": machine, "first_seed": HELD_OUT[0], "results": rows}
+    return {"machine": describe_machine(), "first_seed": HELD_OUT[0], "results": rows}
 
 
 if __name__ == "__main__":

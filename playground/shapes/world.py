@@ -46,6 +46,8 @@ TRAIN = range(0, 10_000_000)
 HELD_OUT = range(1_000_000_000, 1_010_000_000)
 # The picture in images/shapes.png, drawn larger than the model reads it; it has exactly one star.
 EXAMPLE_SEED, EXAMPLE_SIZE = HELD_OUT[24], 448
+# The one in images/crowded.png and, with two questions, in images/overview.png: five shapes in five colors.
+CROWDED_SEED = HELD_OUT[2460]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from llava.engine.base import Generation
 from llava.messages import Request
 from playground.shapes.measure import held_out_questions, is_right
 from playground.shapes.measure_clip import measure_clip
-from playground.shapes.world import EXAMPLE_SEED, Scene
+from playground.shapes.world import CROWDED_SEED, EXAMPLE_SEED, Scene
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "playground" / "shapes" / "checkpoints"
@@ -58,3 +58,22 @@ def test_model_answers_held_out_questions_and_the_readmes():
     (star,) = (thing for thing in Scene.from_seed(EXAMPLE_SEED).things if thing.shape == "star")
     example = Image.open(ROOT / "images" / "shapes.png").convert("RGB")
     assert is_right(assistant.answer("What color is the star?", example).text, star.color)
+
+
+def test_two_questions_about_one_image_keep_different_patches():
+    """What images/overview.png shows."""
+    assistant = Assistant.load(str(LLAVA))
+    image = Image.open(ROOT / "images" / "crowded.png").convert("RGB")
+    scene = Scene.from_seed(CROWDED_SEED)
+    covered = torch.from_numpy(scene.coverage()).amax(0) > 0
+    kept = []
+    for color, shape in (("green", "square"), ("yellow", "circle")):
+        answer = assistant.answer(f"What shape is the {color} object?", image)
+        (index,) = (i for i, thing in enumerate(scene.things) if thing.color == color)
+        own = torch.from_numpy(scene.coverage())[index] > 0.1
+        assert is_right(answer.text, shape)
+        assert answer.kept[0][own].float().mean() > 0.9
+        assert answer.kept[0][covered & ~own].float().mean() < 0.2
+        assert answer.cost.visual_tokens < 40
+        kept.append(answer.kept[0])
+    assert not (kept[0] & kept[1]).any()

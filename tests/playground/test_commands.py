@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.shapes import build, make_data, measure, measure_clip
+from playground.shapes import build, make_data, measure, measure_clip, measure_latency
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from playground.shapes import build, make_data, measure, measure_clip
         ),
         (measure, ["--model-path", "/nowhere"], "no model folder '/nowhere'"),
         (measure, ["--token-reduction", "TRIM:0"], "'TRIM:0' is not a token reduction"),
+        (measure_latency, ["--questions", "0"], "argument --questions"),
+        (measure_latency, ["--token-reduction", "TRIM:0"], "'TRIM:0' is not a token reduction"),
         (measure_clip, ["--pictures", "-3"], "argument --pictures"),
         (measure_clip, ["--clip", "/nowhere"], "no model folder '/nowhere'"),
         (make_data, ["--output", "FILE", "--pictures", "0"], "argument --pictures"),

@@ -71,7 +71,8 @@ def test_quickstart_installs_once_and_asks_every_time(repository: Path):
     first = run(repository, "quickstart.sh")
     assert first.returncode == 0, first.stderr
     assert first.stdout == f"llava ask --image {repository}/images/shapes.png What color is the star?\n"
-    assert installs(repository)[-1].endswith(f"--editable {repository}[serve]")
+    assert installs(repository)[-1].endswith(f"--editable {repository}")
+    assert (repository / ".venv" / "installed-").exists()
     count = len(installs(repository))
     second = run(repository, "quickstart.sh")
     assert second.stdout == first.stdout
@@ -115,7 +116,7 @@ def test_a_changed_project_or_a_moved_folder_is_installed_again(repository: Path
     assert len(installs(repository)) == count + 1
     moved = repository.rename(repository.parent / "moved")
     run(moved, "quickstart.sh")
-    assert installs(moved)[-1].endswith(f"--editable {moved}[serve]")
+    assert installs(moved)[-1].endswith(f"--editable {moved}")
 
 
 def test_a_failed_installation_is_one_sentence_and_is_tried_again(repository: Path):
