@@ -1,8 +1,9 @@
-"""How often a patch flips between kept and dropped: ``python -m llava.bench.flips --images FOLDER``.
+"""How often rounding decides otherwise: ``python -m llava.bench.flips --images FOLDER``.
 
-On a CPU in float32 an image keeps the same patches alone and in any batch; other devices and types round
-differently. This counts the patches, and the image-question pairs, on which the reducer decides otherwise:
-in a batch instead of alone, and on this device and type instead of float32 on the CPU.
+On a CPU in float32 an image keeps the same patches, and a question gets the same greedy answer, alone and in
+any batch; other devices and dtypes round differently. This counts the patches, and the image-question pairs,
+on which the reducer decides otherwise, and the answers that differ: in a batch instead of alone, and on this
+device and dtype instead of float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from llava.assistant import Assistant
+from llava.engine.base import Generation
 from llava.errors import MissingFileError
 from llava.image_io import load_image
+from llava.messages import Failure, Request
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.utils import exit_on_user_error
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+ANSWER_TOKENS = 32
 QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "Describe the image.")
 
 
@@ -43,6 +49,28 @@ def describe_flips(name: str, kept: Tensor, expected: Tensor) -> str:
         f"{name:<44} {int(flipped.sum())} of {flipped.numel()} patches ({share:.4%}), "
         f"{pairs} of {len(flipped)} image-question pairs"
     )
+
+
+def answers_in_batches(assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int) -> list[str]:
+    """Return the greedy answers to image-question pairs that run ``batch`` at a time.
+
+    Raises:
+        UserError: If one cannot be answered.
+    """
+    generation = Generation(max_new_tokens=ANSWER_TOKENS)
+    requests = (Request.ask(question, image, generation=generation) for image, question in pairs)
+    answers = []
+    for result in assistant.answer_all(requests, batch_size=batch):
+        if isinstance(result, Failure):
+            raise result.error
+        answers.append(result.text)
+    return answers
+
+
+def describe_answers(name: str, answers: list[str], expected: list[str]) -> str:
+    """Compare two lists of answers in one line."""
+    differing = sum(one != other for one, other in zip(answers, expected, strict=True))
+    return f"{name:<44} {differing} of {len(answers)} answers"
 
 
 @exit_on_user_error
@@ -73,6 +101,14 @@ def main(arguments: list[str] | None = None) -> None:
     share = float(alone.float().mean())
     print(f"{tower.token_reduction}, {tower.device}, {tower.dtype}; kept on average {share:.1%}")
     print(describe_flips(f"in batches of {options.batch} instead of alone", together, alone))
+    answers = answers_in_batches(assistant, pairs, 1)
+    print(
+        describe_answers(
+            f"in batches of {options.batch} instead of alone",
+            answers_in_batches(assistant, pairs, options.batch),
+            answers,
+        )
+    )
     exact = kept_in_batches(tower.to(device="cpu", dtype=torch.float32), pixels, questions, 1)
     print(describe_flips("instead of float32 on the CPU, same weights", alone, exact))
 

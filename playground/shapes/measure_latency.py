@@ -66,7 +66,7 @@ def time_answer(assistant: Assistant, request: Request) -> Latency:
     Raises:
         UserError: If it cannot be answered.
     """
-    assistant.encoder.tower.forget_texts()
+    assistant.encoder.tower.clear_text_cache()
     began = time.perf_counter()
     (answer,) = assistant.answer_all([request])
     milliseconds = 1000 * (time.perf_counter() - began)

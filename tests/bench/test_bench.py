@@ -36,8 +36,9 @@ def test_the_table_names_what_ran(tiny_clip, capsys):
 def test_flips_are_none_on_a_cpu_in_float32(capsys):
     model = ["--model-path", str(TINY_LLAVA), "--device", "cpu", "--token-reduction", "TRIM:-1"]
     assert flips.main([*model, "--images", str(GOLDEN), "--limit", "2", "--batch", "4"]) == 0
-    _, batches, exact = capsys.readouterr().out.splitlines()
+    _, batches, answers, exact = capsys.readouterr().out.splitlines()
     assert " 0 of 3456 patches" in batches
+    assert " 0 of 6 answers" in answers
     assert " 0 of 6 image-question pairs" in exact
 
 
@@ -47,6 +48,10 @@ def test_flips_are_counted_by_hand():
         "now", kept, torch.tensor([[True, False, False, True], [True, False, True, False]])
     )
     assert "2 of 8 patches (25.0000%), 1 of 2 image-question pairs" in line
+
+
+def test_answers_that_differ_are_counted():
+    assert flips.describe_answers("now", ["a", "b", "c"], ["a", "x", "y"]).endswith(" 2 of 3 answers")
 
 
 def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):

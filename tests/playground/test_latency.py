@@ -26,7 +26,7 @@ def test_every_setting_is_timed_alone_and_the_numbers_are_written(tmp_path: Path
 
 def test_a_question_that_was_asked_before_is_encoded_again(monkeypatch):
     assistant, forgotten = Assistant.load(), []
-    monkeypatch.setattr(assistant.encoder.tower, "forget_texts", lambda: forgotten.append(True))
+    monkeypatch.setattr(assistant.encoder.tower, "clear_text_cache", lambda: forgotten.append(True))
     request = Request.ask("What color is the star?", Scene.from_seed(0).render(), token_reduction="TRIM:-1")
     time_answer(assistant, request)
     assert forgotten == [True]
