@@ -11,7 +11,7 @@ from PIL import Image
 from llava.errors import MissingFileError, UserError
 from llava.image_io import load_image_or_url
 from llava.options import add_generation_options, add_model_options, load_assistant, read_generation
-from llava.utils import printable, refuse_overwriting
+from llava.utils import printable, printable_json, refuse_overwriting
 from llava.visualize import draw_kept
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ def as_json(answer: "Answer") -> str:
         name: round(value, 3) if isinstance(value, float) else value
         for name, value in asdict(answer.cost).items()
     }
-    return json.dumps({"answer": answer.text, **numbers}, ensure_ascii=False)
+    return printable_json(json.dumps({"answer": answer.text, **numbers}, ensure_ascii=False))

@@ -32,8 +32,18 @@ from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
 BATCH_SIZE = 16  # requests that are encoded and answered together
 
-Encoded = dict[Hashable, EncodedImage]
-"""Images that have been through the vision encoder, under the `_key` of their sources."""
+Encoded = dict[Hashable, tuple[ImageSource, EncodedImage]]
+"""Images that have been through the vision encoder, under the `_key` of their sources. Those are kept too,
+since the identity of an object that is gone may become another's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadImage:
+    """An image before the vision encoder: its source, pixels (C, 3, height, width), and size in pixels."""
+
+    source: ImageSource
+    pixels: Tensor
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +225,21 @@ class Assistant:
         Args:
             requests: Taken one after the other.
             batch_size: How many are answered together; twice as many are taken ahead of the oldest.
+
+        Raises:
+            UserError: If ``batch_size`` is below 1.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; accepted: 1 or more")
         source = iter(requests)
         jobs: deque[_Job] = deque()
         running: dict[int, _Job] = {}
         is_exhausted = False
         try:
             while jobs or not is_exhausted:
+                while jobs and (result := jobs[0].result) is not None:
+                    jobs.popleft()
+                    yield result
                 room = min(batch_size - len(running), 2 * batch_size - len(jobs))
                 if not is_exhausted and (room >= (batch_size + 1) // 2 or not running):
                     taken = list(islice(source, room))
@@ -229,9 +247,6 @@ class Assistant:
                     begun = self._begin(taken)
                     jobs += begun
                     running |= {job.engine_id: job for job in begun if job.result is None}
-                while jobs and (result := jobs[0].result) is not None:
-                    jobs.popleft()
-                    yield result
                 if running:
                     event = self.router.wait(running)
                     running[event.id].take(event)
@@ -304,10 +319,12 @@ class Assistant:
         conversation = template.copy()
         words = ""
         for message in request.messages:
+            # Nobody else shows images, and what a model wrote may be anything.
+            text = message.text.replace(DEFAULT_IMAGE_TOKEN, "")
             if message.role == "system":
-                conversation.system = message.text
+                conversation.system = text
             elif message.role == "assistant":
-                conversation.append_message(conversation.roles[1], message.text)
+                conversation.append_message(conversation.roles[1], text)
             else:
                 conversation.append_message(conversation.roles[0], self._with_placeholders(message, template))
                 words = clip_text(message.text)
@@ -340,25 +357,36 @@ class Assistant:
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
         return wrap_image_tokens(text, template, uses_start_end)
 
+    def _read_images(self, jobs: Sequence[_Job], encoded: Encoded) -> dict[Hashable, _ReadImage]:
+        """Read images that are not encoded yet, each once; a job of which one cannot be read fails."""
+        read: dict[Hashable, _ReadImage] = {}
+        for job in jobs:
+            if job.prompt is None:
+                continue
+            try:
+                for source in job.prompt.images:
+                    if _key(source) not in encoded and _key(source) not in read:
+                        image = read_image(source)
+                        read[_key(source)] = _ReadImage(source, self.encoder.preprocess(image), image.size)
+                if job.prompt.images and job.prompt.reducer.needs_question:
+                    self.encoder.tower.load_text_encoder()
+            except UserError as error:
+                job.fail(error)
+        return read
+
     def _encode(self, jobs: Sequence[_Job], encoded: Encoded) -> None:
         """Encode the images of jobs, each once, and reduce them for each job's question."""
         watch = Stopwatch(self.encoder.device)
-        pixels: dict[Hashable, tuple[Tensor, tuple[int, int]]] = {}
-        for job in jobs:
-            try:
-                for source in job.prompt.images if job.prompt else ():
-                    if _key(source) not in encoded and _key(source) not in pixels:
-                        image = read_image(source)
-                        pixels[_key(source)] = (self.encoder.preprocess(image), image.size)
-            except UserError as error:
-                job.fail(error)
-        images = self.encoder.encode(
-            [one for one, _ in pixels.values()], [size for _, size in pixels.values()]
+        read = self._read_images(jobs, encoded)
+        fresh = self.encoder.encode(
+            [image.pixels for image in read.values()], [image.size for image in read.values()]
         )
-        encoded |= dict(zip(pixels, images, strict=True))
+        encoded |= {
+            key: (image.source, features) for (key, image), features in zip(read.items(), fresh, strict=True)
+        }
         asking = [job for job in jobs if job.result is None and job.prompt and job.prompt.images]
         vision_ms = watch.lap()
-        own = [[encoded[_key(source)] for source in job.prompt.images] for job in asking if job.prompt]
+        own = [[encoded[_key(source)][1] for source in job.prompt.images] for job in asking if job.prompt]
         prompts = [job.prompt for job in asking if job.prompt for _ in job.prompt.images]
         reduced = iter(
             self.encoder.reduce(

@@ -33,9 +33,14 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str | Path):
         return load_image(source)
     try:
-        return source()
-    except OSError as error:
-        raise UserError(f"an image cannot be read: {error}") from error
+        image = source()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"an image cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(image, Image.Image):
+        raise UserError(f"an image is expected, and a function returned {type(image).__name__}")
+    return image
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def process_images(
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
-        pinpoints = model_cfg.image_grid_pinpoints
+        pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         pixels = [process_anyres_image(image, image_processor, pinpoints) for image in images]
     else:
         pixels = [process_image(image, image_processor, aspect_ratio) for image in images]
@@ -167,7 +167,9 @@ def get_anyres_image_grid_shape(
     return width // patch_size, height // patch_size
 
 
-def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size]) -> Tensor:
+def process_anyres_image(
+    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size] | None
+) -> Tensor:
     """Turn an image into the pixels of a small whole and of its tiles.
 
     Args:
@@ -180,17 +182,34 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
     resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
-    tiles = divide_to_patches(resize_and_pad_image(image, resolution), processor.crop_size["height"])
+    tile = processor.crop_size["height"]
+    if any(side % tile for side in resolution):
+        raise UserError(
+            f"image_grid_pinpoints has {resolution}; accepted: multiples of {tile}, a tile's side"
+        )
+    tiles = divide_to_patches(resize_and_pad_image(image, resolution), tile)
     side = processor.size["shortest_edge"]
     return torch.stack(
         [process_image(part, processor, None) for part in [image.resize((side, side)), *tiles]]
     )
 
 
-def _pinpoints(grid_pinpoints: str | Sequence[Size]) -> list[Size]:
-    """Read ``image_grid_pinpoints``, which a config may hold as text."""
-    values = ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
-    return [(width, height) for width, height in values]
+def _pinpoints(grid_pinpoints: str | Sequence[Size] | None) -> list[Size]:
+    """Read ``image_grid_pinpoints``, which a config may hold as text.
+
+    Raises:
+        UserError: If it is no list of resolutions.
+    """
+    try:
+        values: Any = grid_pinpoints
+        if isinstance(grid_pinpoints, str):
+            values = ast.literal_eval(grid_pinpoints)
+        return [(int(width), int(height)) for width, height in values]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise UserError(
+            f"image_grid_pinpoints is {str(grid_pinpoints)[:80]!r}; accepted with image_aspect_ratio anyres: "
+            "a list of widths and heights in pixels"
+        ) from error
 
 
 def tokenizer_image_token(

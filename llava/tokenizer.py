@@ -21,7 +21,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.errors import MissingFileError, UserError
 from llava.internals import added_token, added_token_ids, split_at_added_tokens
 from llava.model.checkpoint_configs import TOKEN_ID, TOKENIZER_KEYS, pick
-from llava.model.checkpoint_files import own_file, read_config, resolve_folder
+from llava.model.checkpoint_files import MAX_JSON_BYTES, check_size, own_file, read_config, resolve_folder
 
 VOCABULARY_FILE = "tokenizer.model"
 # The other vocabularies are CLIP's, or say all of a tokenizer.
@@ -293,19 +293,14 @@ def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
         UserError: If a file is damaged.
     """
     with TemporaryDirectory() as name:
-        copy = Path(name)
-        for file in SETTINGS_FILES:
-            if own_file(folder, file):
-                values = read_config(folder, file)
-                accepted = dict.fromkeys(values, TOKEN_ID) if file == "added_tokens.json" else TOKENIZER_KEYS
-                values = pick(values, accepted, folder / file, "file of a tokenizer")
-                (copy / file).write_text(json.dumps(values), encoding="utf-8")
-        for file in VOCABULARY_FILES:
-            if own_file(folder, file):
-                shutil.copyfile(folder / file, copy / file)
+        _copy_known_settings(folder, Path(name))
         try:
-            tokenizer = tokenizer_class.from_pretrained(copy, **options)
-        except Exception as error:
+            tokenizer = tokenizer_class.from_pretrained(name, **options)
+        except (
+            BaseException
+        ) as error:  # each library below has types of its own, tokenizers one beyond `Exception`
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             if tokenizer_class is LlamaTokenizer and isinstance(error, RuntimeError):
                 raise UserError(
                     f"the {VOCABULARY_FILE} of {str(folder)!r} is not a valid SentencePiece model"
@@ -317,3 +312,21 @@ def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     if getattr(tokenizer, "vocab_file", None):
         tokenizer.vocab_file = str(folder / VOCABULARY_FILE)
     return tokenizer
+
+
+def _copy_known_settings(folder: Path, copy: Path) -> None:
+    """Copy a tokenizer's files, with known settings only.
+
+    Raises:
+        UserError: If a setting is of a kind that it cannot be, or a file is too large.
+    """
+    for file in SETTINGS_FILES:
+        if own_file(folder, file):
+            values = read_config(folder, file)
+            accepted = dict.fromkeys(values, TOKEN_ID) if file == "added_tokens.json" else TOKENIZER_KEYS
+            values = pick(values, accepted, folder / file, "file of a tokenizer")
+            (copy / file).write_text(json.dumps(values), encoding="utf-8")
+    for file in VOCABULARY_FILES:
+        if own_file(folder, file):
+            check_size(folder / file, MAX_JSON_BYTES)
+            shutil.copyfile(folder / file, copy / file)

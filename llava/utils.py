@@ -49,6 +49,11 @@ def printable(text: str) -> str:
     return _ACTING_ON_TERMINALS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def printable_json(text: str) -> str:
+    """Return JSON that means the same and may be shown on a terminal; see `printable`."""
+    return _ACTING_ON_TERMINALS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 class _PrintableFormatter(logging.Formatter):
     """Formats log records for a terminal; see `printable`."""
 

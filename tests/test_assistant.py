@@ -1,5 +1,6 @@
 """The single entry point: whole, batched, streamed, multi-turn; its costs and its refusals."""
 
+import shutil
 import threading
 import time
 import tracemalloc
@@ -330,8 +331,10 @@ def test_a_question_for_one_request_loads_the_text_half_when_it_is_needed(image)
     assert assistant.answer("What?", image, SHORT).cost.visual_tokens == 576
 
 
-def test_images_need_a_vision_tower(assistant, image, monkeypatch):
-    monkeypatch.setattr(assistant.model.model, "vision_tower", None)
+def test_images_need_a_vision_tower(image):
+    assistant = Assistant.load(str(TINY_LLAVA), device="cpu")
+    assistant.model.get_model().detach_vision_tower()
+    assistant.model.get_model().vision_tower = None
     with pytest.raises(UserError, match="without a vision tower"):
         assistant.answer("What?", image)
 
@@ -345,3 +348,83 @@ def test_without_the_repository_the_bundled_model_says_where_it_is(monkeypatch, 
     monkeypatch.setattr("llava.assistant.SHAPES_CHECKPOINT", tmp_path / "none")
     with pytest.raises(MissingFileError, match="clone of the repository"):
         bundled_checkpoint()
+
+
+def test_an_image_that_is_gone_is_never_taken_for_another(assistant, pictures):
+    """Images are told apart by identity, which an object may inherit from one that was given up."""
+    colors = [(number * 6 % 256, 255 - number, 90) for number in range(40)]
+    chat = assistant.chat()
+    for color in colors:
+        stream = chat.stream("What is it?", Image.new("RGB", (30, 30), color), generation=SHORT)
+        next(stream)
+        stream.close()
+        del stream
+    expected = assistant.answer("What is it?", pictures["img2.png"], SHORT)
+    found = chat.ask("What is it?", pictures["img2.png"].copy(), generation=SHORT)
+    assert found.text == expected.text
+    assert torch.equal(found.kept[0], expected.kept[0])
+
+
+def test_what_a_model_wrote_is_no_placeholder(assistant, image):
+    messages = (
+        Message("system", "Look at <image>."),
+        Message("user", "What is it?", (image,)),
+        Message("assistant", "An <image> of a cat <image>"),
+        Message("user", "Why?"),
+    )
+    (answer,) = assistant.answer_all([Request(messages, generation=SHORT)])
+    assert isinstance(answer, Answer)
+    assert len(answer.kept) == 1
+
+
+def test_a_reduction_that_this_model_cannot_do_fails_alone(checkpoint_copy, image):
+    folder = checkpoint_copy()
+    (folder.parent / "clip-vit-tiny-patch14-336" / "vocab.json").unlink()
+    lame = Assistant.load(str(folder), device="cpu")
+    results = list(
+        lame.answer_all([ask("What?", image), ask("What?", image, token_reduction="TRIM:5"), ask("Hi")])
+    )
+    assert [type(result) for result in results] == [Answer, Failure, Answer]
+    assert "vocab.json" in str(results[1].error)
+
+
+@pytest.mark.parametrize("bad", [lambda: 1 / 0, lambda: "no image", lambda: None])
+def test_a_function_that_gives_no_image_fails_alone(bad, assistant, image):
+    results = list(assistant.answer_all([ask("What?", image), ask("What?", bad), ask("Hi")]))
+    assert [type(result) for result in results] == [Answer, Failure, Answer]
+
+
+def test_tiles_that_do_not_fit_the_tower_fail_alone(checkpoint_copy, image):
+    for pinpoints in ([[400, 400]], None):
+        folder = checkpoint_copy(image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
+        anyres = Assistant.load(str(folder), device="cpu")
+        results = list(anyres.answer_all([ask("Hi"), ask("What?", image)]))
+        assert [type(result) for result in results] == [Answer, Failure]
+        assert "image_grid_pinpoints" in str(results[1].error)
+        shutil.rmtree(folder.parent / "clip-vit-tiny-patch14-336")
+        shutil.rmtree(folder)
+
+
+def test_finished_answers_come_before_what_the_source_raises(assistant):
+    def requests():
+        for number in range(5):
+            yield ask("Hi", id=number, generation=Generation(max_new_tokens=1))
+        raise KeyError("the caller's own mistake")
+
+    found = []
+    with pytest.raises(KeyError):
+        for answer in assistant.answer_all(requests(), batch_size=2):
+            found.append(answer.id)
+    assert found[:3] == [0, 1, 2]
+
+
+def test_a_batch_of_nothing_is_refused(assistant):
+    with pytest.raises(UserError, match="batch_size is 0"):
+        next(assistant.answer_all([ask("Hi")], batch_size=0))
+
+
+def test_the_text_encoder_that_a_request_loads_has_ordinary_weights(image):
+    assistant = Assistant.load(str(TINY_LLAVA), device="cpu")
+    list(assistant.answer_all([ask("What?", image, token_reduction="TRIM:-1")]))
+    tower = assistant.model.get_vision_tower().text_tower
+    assert not any(parameter.is_inference() for parameter in tower.parameters())

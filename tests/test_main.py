@@ -220,3 +220,14 @@ def test_the_package_and_its_help_stay_light(code: str):
 
 def test_the_help_of_a_command_needs_no_torch():
     assert not imported_by("from llava.main import main; main(['ask', '--help'])") & {"torch", "transformers"}
+
+
+def test_json_of_an_answer_is_json_and_harmless_to_terminals(assistant, picture, capsys):
+    from dataclasses import replace
+
+    text = "\x1b[2J \x9b31m \u202e \x7f é"
+    assistant.reply = replace(assistant.reply, text=text)
+    assert main(["ask", "--image", picture, "--json", "What?"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["answer"] == text
+    assert not set("\x1b\x9b\u202e\x7f") & set(printed)

@@ -32,6 +32,8 @@ class AnswerText:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stops = stops
+        self._special = frozenset(tokenizer.all_special_ids)  # which have no text
+        self._shown: list[int] = []  # the other ids
         self._held = ""  # decoded, but maybe trailing whitespace or the beginning of a stop text
         # Tokens from `_context` to `_decoded` are decoded again as what precedes the next ones.
         self._context = self._decoded = 0
@@ -40,8 +42,11 @@ class AnswerText:
     def push(self, token: int) -> str:
         """Add a token and return the text that has become certain."""
         self.ids.append(token)
+        if token in self._special:
+            return ""
+        self._shown.append(token)
         window = self._decode(self._context)
-        if window.endswith(INCOMPLETE) and len(self.ids) - self._decoded < MOST_HELD:
+        if window.endswith(INCOMPLETE) and len(self._shown) - self._decoded < MOST_HELD:
             return ""
         self._take(window)
         ends = [found for stop in self._stops if (found := self._held.find(stop)) >= 0]
@@ -59,15 +64,13 @@ class AnswerText:
 
     def _decode(self, start: int) -> str:
         return self._tokenizer.decode(
-            self.ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._shown[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def _take(self, window: str) -> None:
         """Add what the tokens behind the context say, and make them the next context."""
         self._held += window[len(self._context_text) :]
-        if not self.text:
-            self._held = self._held.lstrip()
-        self._context, self._decoded = self._decoded, len(self.ids)
+        self._context, self._decoded = self._decoded, len(self._shown)
         self._context_text = self._decode(self._context)
 
     def _begun_stop(self) -> int:
@@ -84,5 +87,6 @@ class AnswerText:
 
     def _give(self, certain: str) -> str:
         self._held = self._held[len(certain) :]
-        self.text += certain
-        return certain
+        piece = certain if self.text else certain.lstrip()
+        self.text += piece
+        return piece

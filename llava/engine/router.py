@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Collection
@@ -25,7 +26,7 @@ class Router:
         self._engine = engine
         self._condition = threading.Condition()
         self._is_stepping = False
-        self._events: dict[int, deque[Event | BaseException]] = {}
+        self._events: dict[int, deque[Event | RuntimeError]] = {}
 
     def submit(self, embeddings: Tensor, generation: Generation) -> int:
         """Add a request with the embeddings (L, H) of its prompt; events are kept until they are taken."""
@@ -44,12 +45,13 @@ class Router:
         """Return the next event of one of these requests.
 
         Raises:
-            Exception: What a step of the engine raised, for every request that was in it.
+            RuntimeError: If a step of the engine failed, for every request that was in it; in the thread that
+                ran the step what the engine raised.
         """
         while True:
             with self._condition:
                 event = self._take(requests)
-                if isinstance(event, BaseException):
+                if isinstance(event, RuntimeError):
                     raise event
                 if event is not None:
                     return event
@@ -57,32 +59,36 @@ class Router:
                     self._condition.wait()
                     continue
                 self._is_stepping = True
-            self._step()
+                # Held from here on for all but the step itself, so that nothing can leave others waiting.
+                self._step()
 
-    def _take(self, requests: Collection[int]) -> Event | BaseException | None:
+    def _take(self, requests: Collection[int]) -> Event | RuntimeError | None:
         for request in requests:
             if events := self._events[request]:
                 event = events.popleft()
-                if isinstance(event, BaseException) or event.finished:
+                if isinstance(event, RuntimeError) or event.finished:
                     del self._events[request]
                 return event
         return None
 
     def _step(self) -> None:
-        """Run a step and hand out what happened, or to everybody that it failed."""
+        """Run a step without the lock, which is held, and hand out what happened, or that it failed."""
         events: list[Event] = []
-        failure: BaseException | None = None
         try:
-            events = self._engine.step()
-        except BaseException as error:  # noqa: BLE001 - raised by whoever waits, this thread among them
-            failure = error
-            self._engine.clear()
-        with self._condition:
+            self._condition.release()
+            try:
+                events = self._engine.step()
+            finally:
+                self._condition.acquire()
+        except BaseException as error:
+            for waiting in list(self._events.values()):
+                waiting.append(RuntimeError(f"the engine failed: {type(error).__name__}: {error}"))
+            with contextlib.suppress(Exception):  # a device that failed may fail again
+                self._engine.clear()
+            raise
+        finally:
             self._is_stepping = False
             for event in events:
                 if event.id in self._events:
                     self._events[event.id].append(event)
-            if failure is not None:
-                for waiting in self._events.values():
-                    waiting.append(failure)
             self._condition.notify_all()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class _Row:
     text: AnswerText
     warpers: LogitsProcessorList
     generator: torch.Generator | None
+    end_ids: frozenset[int]  # tokens that end it
     positions: int  # that it may come to need
     cached: int  # that it has in the cache
 
@@ -88,7 +90,9 @@ class TransformersEngine:
         self.max_positions = max_positions
         self.end_ids = sorted({end for end in (tokenizer.eos_token_id, *named) if end is not None})
         self._ids = count()
-        self._lock = threading.Lock()  # of what other threads than the stepping one may change
+        # Of what other threads than the stepping one may change, and this one when garbage is collected.
+        self._lock = threading.RLock()
+        self._special_tokens = tokenizer.get_added_vocab()
         self._waiting: deque[_Request] = deque()
         self._cancelled: set[int] = set()
         self.clear()
@@ -180,6 +184,11 @@ class TransformersEngine:
             text=AnswerText(self.tokenizer, request.generation.stop),
             warpers=_warpers(request.generation),
             generator=_generator(request.generation, device),
+            # A special token has no text in which it could be found.
+            end_ids=frozenset(self.end_ids)
+            | {
+                self._special_tokens[stop] for stop in request.generation.stop if stop in self._special_tokens
+            },
             positions=request.positions,
             cached=len(request.embeddings),
         )
@@ -247,7 +256,7 @@ class TransformersEngine:
         scores = logits.float().unsqueeze(0)
         ids = torch.tensor([row.text.ids], dtype=torch.long, device=scores.device)
         if len(row.text.ids) < row.generation.min_new_tokens:
-            scores[:, self.end_ids] = -torch.inf
+            scores[:, sorted(row.end_ids)] = -torch.inf
         scores = row.warpers(ids, scores)
         if row.generator is None:
             return int(scores.argmax())
@@ -255,7 +264,7 @@ class TransformersEngine:
 
     def _advance(self, row: _Row, token: int, milliseconds: float) -> Event:
         """Add a token to a row and say what that means for its request."""
-        if token in self.end_ids:
+        if token in row.end_ids:
             return Event(row.id, None, row.text.finish(), "stop", milliseconds)
         text = row.text.push(token)
         if row.text.stopped:
@@ -267,35 +276,26 @@ class TransformersEngine:
     def _search(self, request: _Request, watch: Stopwatch) -> Iterator[Event]:
         """Search with beams for one request; nothing is certain before the end of the search."""
         generation = request.generation
-        ids = self.model.generate(
-            inputs_embeds=request.embeddings.unsqueeze(0),
-            attention_mask=torch.ones_like(request.embeddings[None, :, 0], dtype=torch.long),
-            max_new_tokens=generation.max_new_tokens,
-            min_new_tokens=generation.min_new_tokens or None,
-            num_beams=generation.num_beams,
-            do_sample=generation.samples,
-            temperature=float(generation.temperature) if generation.samples else None,
-            top_p=generation.top_p if generation.samples else None,
-            repetition_penalty=generation.repetition_penalty,
-            pad_token_id=self.end_ids[0],
-            eos_token_id=self.end_ids,
-        )[0].tolist()
-        row = _Row(
-            request.id,
-            generation,
-            AnswerText(self.tokenizer, generation.stop),
-            _warpers(generation),
-            None,
-            0,
-            0,
-        )
+        device = request.embeddings.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if generation.samples and generation.seed is not None:
+                torch.manual_seed(generation.seed)
+            ids = self.model.generate(
+                inputs_embeds=request.embeddings.unsqueeze(0),
+                attention_mask=torch.ones_like(request.embeddings[None, :, 0], dtype=torch.long),
+                **_beam_settings(generation),
+                pad_token_id=self.end_ids[0] if self.end_ids else 0,
+                eos_token_id=self.end_ids or None,
+            )[0].tolist()
+        row = self._row(request, device)
         milliseconds = watch.lap()
-        for token in [*ids, self.end_ids[0]]:
+        for token in ids:
             event = self._advance(row, token, milliseconds)
             yield event
             milliseconds = 0.0
             if event.finished:
                 return
+        yield Event(row.id, None, row.text.finish(), "stop", milliseconds)
 
 
 def _stack(keys: Tensor, new_keys: Tensor, length: int) -> Tensor:
@@ -316,6 +316,24 @@ def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         embeddings[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     return embeddings, mask
+
+
+def _beam_settings(generation: Generation) -> dict[str, Any]:
+    """Return arguments of transformers' search, none of which is left to the checkpoint's defaults."""
+    sampling = {"temperature": float(generation.temperature), "top_p": generation.top_p or 1.0, "top_k": 0}
+    return {
+        "max_new_tokens": generation.max_new_tokens,
+        "min_new_tokens": generation.min_new_tokens or None,
+        "min_length": 0,
+        "num_beams": generation.num_beams,
+        "num_return_sequences": 1,
+        "do_sample": generation.samples,
+        "repetition_penalty": float(generation.repetition_penalty),
+        "no_repeat_ngram_size": 0,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        **(sampling if generation.samples else dict.fromkeys(sampling)),
+    }
 
 
 def _warpers(generation: Generation) -> LogitsProcessorList:

@@ -47,13 +47,16 @@ ADAPTER_KEYS: dict[str, Kind] = {
         ),
     ),
     # The others change the base's weights too.
-    "init_lora_weights": ('true, false or "gaussian"', lambda value: value in (True, False, "gaussian")),
+    "init_lora_weights": (
+        'true, false or "gaussian"',
+        lambda value: isinstance(value, bool) or value == "gaussian",
+    ),
 }
 # What says nothing about an adapter that has been trained.
 IRRELEVANT_KEYS = {
     *("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules"),
     *("inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config"),
-    *("peft_version", "revision", "runtime_config", "target_modules"),
+    *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
 }
 
 
@@ -113,10 +116,12 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
             # With a config of ours, peft reads none by itself.
             adapted = PeftModel.from_pretrained(model, str(folder), config=lora)  # changes the model itself
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"the adapter {file} does not fit its base: {' '.join(str(error).split())}") from None
-    # Quantized weights would be rounded once more: there the adapter stays beside them, as it learned.
-    return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+            # Quantized weights would be rounded once more: there the adapter stays beside them, as it was
+            # trained.
+            return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+    except Exception as error:  # noqa: BLE001 - of whatever kind the library's checks are
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the adapter {file} does not fit its base: {' '.join(reason.split())}") from None
 
 
 def _adapter_file(folder: Path) -> Path:

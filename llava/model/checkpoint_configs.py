@@ -9,12 +9,10 @@ key means nothing.
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CLIPConfig,
@@ -32,7 +30,7 @@ from llava.model.language_model.llava_config import LlavaConfig
 
 SUPPORTED_MODEL_TYPES = ("llava_llama", "llava", "llama")
 MAX_PIXELS_PER_SIDE = 4096  # of what a checkpoint may have an image resized to
-SIDES = {"height", "width", "shortest_edge"}
+SIDES = ({"height", "width"}, {"shortest_edge"})  # names that say together how large an image becomes
 
 Kind = tuple[str, Callable[[Any], bool]]
 """What a value has to be, in words, and the test."""
@@ -43,7 +41,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return (_is_whole(value) or isinstance(value, float)) and abs(value) < 1e38
 
 
 def _is_list_of(kind: Kind, most: int) -> Callable[[Any], bool]:
@@ -52,24 +50,29 @@ def _is_list_of(kind: Kind, most: int) -> Callable[[Any], bool]:
 
 FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
-WHOLE: Kind = ("a whole number", _is_whole)
-COUNT: Kind = ("a whole number above 0", lambda value: _is_whole(value) and value > 0)
+WHOLE: Kind = ("a whole number below 2**31", lambda value: _is_whole(value) and abs(value) < 2**31)
+COUNT: Kind = ("a whole number above 0, below 2**31", lambda value: _is_whole(value) and 0 < value < 2**31)
 NUMBER: Kind = ("a number", _is_number)
 NUMBERS: Kind = ("a list of numbers", _is_list_of(NUMBER, 4096))
 TOKEN_IDS: Kind = (
     "a token id or a list of them",
-    lambda value: _is_whole(value) or _is_list_of(WHOLE, 64)(value),
+    lambda value: WHOLE[1](value) or (_is_list_of(WHOLE, 64)(value) and len(value) > 0),
 )
 COLOR: Kind = ("three numbers", lambda value: NUMBERS[1](value) and len(value) == 3)
 ACTIVATION: Kind = ("an activation function's name", lambda value: isinstance(value, str) and value in ACT2FN)
 DTYPE: Kind = ("a dtype's name", lambda value: isinstance(value, str) and _dtype_named(value))
 SIDE: Kind = (
     f"a number of pixels up to {MAX_PIXELS_PER_SIDE}, or height and width of that size",
-    lambda value: (
-        _is_side(value)
-        or (isinstance(value, dict) and value.keys() <= SIDES and all(map(_is_side, value.values())))
-    ),
+    lambda value: _is_side(value) or (isinstance(value, dict) and _are_sides(_sides(value))),
 )
+
+
+def _are_sides(size: dict[str, Any]) -> bool:
+    return size.keys() in SIDES and all(map(_is_side, size.values()))
+
+
+def _sides(size: dict[str, Any]) -> dict[str, Any]:
+    return {name: side for name, side in size.items() if side is not None}
 
 
 def _is_side(value: Any) -> bool:
@@ -77,7 +80,7 @@ def _is_side(value: Any) -> bool:
 
 
 def _dtype_named(value: str) -> bool:
-    return isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+    return value.removeprefix("torch.") in ("float16", "bfloat16", "float32", "float64")
 
 
 # Tokens have ids below this, so that a table of them fits in memory.
@@ -120,7 +123,7 @@ ROPE_KEYS: dict[str, Kind] = {
     ),
     **_each("mscale mscale_all_dim partial_rotary_factor", NUMBER),
     "original_max_position_embeddings": COUNT,
-    "truncate": FLAG,
+    **_each("truncate finetuned", FLAG),
 }
 ROPE: Kind = (
     f"an object with the keys {', '.join(ROPE_KEYS)}",
@@ -146,7 +149,8 @@ LLAVA_KEYS: dict[str, Kind] = {
     **_each("conv_template bnb_4bit_quant_type", TEXT),
     **_each("mm_use_im_start_end mm_use_im_patch_token tune_mm_mlp_adapter freeze_mm_mlp_adapter", FLAG),
     **_each("unfreeze_mm_vision_tower use_mm_proj bnb_4bit_use_double_quant s2", FLAG),
-    **_each("mm_hidden_size max_sequence_length tokenizer_model_max_length", COUNT),
+    **_each("mm_hidden_size max_sequence_length", COUNT),
+    "tokenizer_model_max_length": NUMBER,  # transformers writes 10**30 for no limit
     "mm_vision_select_layer": WHOLE,
     "mm_projector_lr": NUMBER,
     "image_grid_pinpoints": (
@@ -157,13 +161,13 @@ LLAVA_KEYS: dict[str, Kind] = {
 GENERATION_KEYS: dict[str, Kind] = {
     **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
     **_each("max_length max_new_tokens min_length min_new_tokens top_k no_repeat_ngram_size", WHOLE),
-    **_each("num_beams num_return_sequences", COUNT),
     **_each("temperature top_p min_p typical_p repetition_penalty length_penalty", NUMBER),
-    **_each("do_sample use_cache early_stopping", FLAG),
+    **_each("do_sample use_cache", FLAG),
+    "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
 }
 _TRANSFORMER_KEYS: dict[str, Kind] = {
     **_each("hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim", COUNT),
-    **_each("layer_norm_eps attention_dropout initializer_range initializer_factor", NUMBER),
+    **_each("layer_norm_eps attention_dropout", NUMBER),
     "hidden_act": ACTIVATION,
 }
 CLIP_TEXT_KEYS: dict[str, Kind] = {
@@ -177,11 +181,15 @@ CLIP_VISION_KEYS: dict[str, Kind] = {
 }
 CLIP_KEYS: dict[str, Kind] = {
     "projection_dim": COUNT,
-    **_each("initializer_factor logit_scale_init_value", NUMBER),
+    "logit_scale_init_value": NUMBER,
 }
 TOKENIZER_KEYS: dict[str, Kind] = {
     **_each("bos_token eos_token unk_token pad_token cls_token sep_token mask_token", TOKEN),
-    **_each("additional_special_tokens extra_special_tokens", TOKENS),
+    "additional_special_tokens": TOKENS,
+    "extra_special_tokens": (
+        "a list of tokens, or an object with names and tokens",
+        lambda value: TOKENS[1](value) or (isinstance(value, dict) and all(map(TOKEN[1], value.values()))),
+    ),
     **_each("add_bos_token add_eos_token add_prefix_space clean_up_tokenization_spaces legacy", FLAG),
     **_each("split_special_tokens spaces_between_special_tokens do_lower_case", FLAG),
     **_each("padding_side truncation_side", ("left or right", lambda value: value in ("left", "right"))),
@@ -189,6 +197,7 @@ TOKENIZER_KEYS: dict[str, Kind] = {
     "model_max_length": NUMBER,
     "tokenizer_class": TEXT,  # which of the known ones; no other is looked for
 }
+HALF_KEYS = {"text": CLIP_TEXT_KEYS, "vision": CLIP_VISION_KEYS}
 # Old configs say the same twice, and what ends in _dict wins.
 HALVES = _each(
     "text_config text_config_dict vision_config vision_config_dict",
@@ -224,7 +233,8 @@ def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, wh
 
     Args:
         values: The config.
-        accepted: What each accepted key has to be; null is always accepted.
+        accepted: What each accepted key has to be. Null means the default, but for texts and tokens, of which
+            it is one itself.
         path: The file, for messages.
         what: What the file should be, for messages.
 
@@ -237,7 +247,11 @@ def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, wh
             raise UserError(
                 f"{path} is not a valid {what}: {key} is {str(values[key])[:80]!r}; accepted: {words}"
             )
-    return {key: value for key, value in values.items() if key in accepted}
+    return {
+        key: value
+        for key, value in values.items()
+        if key in accepted and (value is not None or accepted[key] in (TEXT, TOKEN, TOKEN_IDS))
+    }
 
 
 def _build(
@@ -325,7 +339,10 @@ def read_generation_config(folder: Path) -> GenerationConfig:
     """
     name = "generation_config.json" if own_file(folder, "generation_config.json") else "config.json"
     values = pick(read_config(folder, name), GENERATION_KEYS, folder / name, "generation config")
-    return GenerationConfig(**{key: value for key, value in values.items() if value is not None})
+    try:
+        return GenerationConfig(**_given(values))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / name} is not a valid generation config: {error}") from None
 
 
 def read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | None]:
@@ -343,28 +360,40 @@ def read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | 
             f"{folder} holds a model of type {model_type!r}; the vision tower is a CLIP model ('clip')"
         )
     config = _build(CLIPConfig, {**values, **_halves(values, path)}, CLIP_KEYS | HALVES, path)
-    config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+    if config.projection_dim:
+        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
     return config.vision_config, config.text_config
 
 
 def _halves(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Take over the accepted keys of the configs of CLIP's halves."""
     return {
-        key: pick(
-            values[key], CLIP_TEXT_KEYS if key.startswith("text") else CLIP_VISION_KEYS, path, "CLIP config"
-        )
+        key: _given(pick(values[key], HALF_KEYS[key.split("_")[0]], path, "CLIP config"))
         for key in HALVES
         if isinstance(values.get(key), dict)
     }
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is null."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def read_image_processor(folder: Path) -> CLIPImageProcessorPil:
     """Read how CLIP's images are prepared.
 
     Raises:
-        MissingFileError: If there is no preprocessor_config.json.
+        MissingFileError: If there is neither preprocessor_config.json nor processor_config.json, which
+            transformers 5 may write instead.
         UserError: If a value is of a kind that it cannot be.
     """
-    name = "preprocessor_config.json"
-    values = pick(read_config(folder, name), IMAGE_PROCESSOR_KEYS, folder / name, "CLIP image processor")
-    return CLIPImageProcessorPil(**{key: value for key, value in values.items() if value is not None})
+    name, values = "preprocessor_config.json", None
+    if own_file(folder, name) is None and own_file(folder, "processor_config.json"):
+        name = "processor_config.json"
+        values = read_config(folder, name).get("image_processor")
+    values = values if isinstance(values, dict) else read_config(folder, name)
+    picked = pick(values, IMAGE_PROCESSOR_KEYS, folder / name, "CLIP image processor")
+    for key in ("size", "crop_size"):
+        if isinstance(picked.get(key), dict):
+            picked[key] = _sides(picked[key])
+    return CLIPImageProcessorPil(**picked)

@@ -6,6 +6,7 @@ A checkpoint is a stranger's folder: nothing is read that lies outside of it, wh
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from enum import Enum
@@ -23,7 +24,9 @@ from llava.errors import MissingFileError, UserError
 
 HUB_TIMEOUT_S = 10.0
 MAX_JSON_BYTES = 64 * 2**20  # that of a 7B model's vocabulary is 2 MiB
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_NAME = 255  # bytes, on every usual file system
+SAFETENSORS = "model.safetensors"
+WEIGHT_FILES = (SAFETENSORS, "pytorch_model.bin")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -59,8 +62,8 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
     place = _local_folder(name, beside)
     if place is not None:
         return place
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _expanded(name)
+    if _exists(path):
         raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise MissingFileError(f"no model folder {name!r}")
@@ -83,9 +86,29 @@ def name_elsewhere(name: str, beside: Path | None = None) -> str:
 
 def _local_folder(name: str, beside: Path | None) -> Path | None:
     """Return the folder of this machine that a name means, if there is one."""
-    path = Path(name).expanduser()
+    path = _expanded(name)
     places = [path] if beside is None or path.is_absolute() else [beside.parent / path, beside / path, path]
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if _exists(place) and place.is_dir()), None)
+
+
+def _expanded(name: str) -> Path:
+    """Return a path in which ``~`` is resolved.
+
+    Raises:
+        UserError: If it names a user that this machine has not.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise MissingFileError(f"no model folder {name!r}: {error}") from None
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether there is something of this name; a name that cannot be one is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _download(hub_id: str) -> Path:
@@ -98,7 +121,7 @@ def _download(hub_id: str) -> Path:
         validate_repo_id(hub_id)
         # Asked first: unlike a download, it does not try again for half a minute where there is no network.
         files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).siblings or ()]
-        has_safetensors = any(file.endswith(".safetensors") for file in files)
+        has_safetensors = any(file in files for file in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
         duplicates = ["pytorch_model*.bin"] if has_safetensors else None
         return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
     except HFValidationError:
@@ -134,12 +157,14 @@ def own_file(folder: Path, name: str) -> Path | None:
         UserError: If the name is a path, or a link out of the folder that is not the hub cache's own.
     """
     path = folder / name
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if name in ("", ".", "..") or len(name) > MAX_NAME or any(letter in name for letter in "/\\\0"):
         raise UserError(f"{folder} names a file {name!r}; a checkpoint's files are plain names in its folder")
     if not path.is_file():
+        if os.path.lexists(path):  # a library might open it by its name all the same
+            raise UserError(f"{path} is not a file; a checkpoint holds its files themselves")
         return None
     home, place = folder.resolve(), path.resolve()
-    if place.parent == home:
+    if place.is_relative_to(home):
         return path
     # models--org--name/snapshots/<revision>/file is a link to models--org--name/blobs/<hash>
     if home.parent.name == "snapshots" and place.parent == home.parent.parent / "blobs":
@@ -157,8 +182,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
     path = own_file(folder, name)
     if path is None:
         raise MissingFileError(f"{folder} has no {name}, so it is not a model folder")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise UserError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB, the limit for a JSON file")
+    check_size(path, MAX_JSON_BYTES)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers with thousands of digits
@@ -166,6 +190,16 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
     return config
+
+
+def check_size(path: Path, most: int) -> None:
+    """Refuse a file of more than ``most`` bytes.
+
+    Raises:
+        UserError: If it is larger.
+    """
+    if path.stat().st_size > most:
+        raise UserError(f"{path} is larger than {most // 2**20} MiB, the limit for a file of this kind")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -258,7 +292,10 @@ def _check_stored(path: Path, tensors: dict[str, Tensor]) -> None:
         UserError: If their sizes are not those of the file; weights that two names share count for both.
     """
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+        is_plain = tensor.layout is torch.strided and not (
+            tensor.is_meta or tensor.is_quantized or tensor.is_nested
+        )
+        if not is_plain or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise UserError(f"{path} does not store all numbers of {name}")
     size, stored = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if size > 2 * stored:

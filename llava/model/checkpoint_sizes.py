@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -23,9 +24,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def count_layers(names: Iterable[str], prefix: str) -> int:
-    """Count the layers whose weights are stored under ``<prefix><index>.``."""
+    """Count the layers whose weights are stored under ``<prefix><index>.``.
+
+    An index with less than half the weights of others is no layer: names alone are cheap to make.
+    """
     pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,9}})\.")
-    return len({match[1] for match in map(pattern.match, names) if match})
+    weights = Counter(match[1] for match in map(pattern.match, names) if match)
+    most = max(weights.values(), default=0)
+    return sum(2 * count >= most for count in weights.values())
 
 
 def check_layers(asked_for: int, names: Iterable[str], prefix: str, folder: Path) -> None:
@@ -65,8 +71,9 @@ def check_shapes(build: Callable[[], nn.Module], shapes: Shapes, folder: Path) -
     try:
         with torch.device("meta"):
             model = build()
-    except (RuntimeError, ZeroDivisionError) as error:  # of sizes that no tensor can have
-        raise UserError(f"{folder} does not fit the config: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - of sizes that no tensor can have, settings that do not go together
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"no model can be built from the config of {folder}: {reason[:200]}") from None
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     missing = expected.keys() - shapes.keys()
     if missing:

@@ -174,6 +174,8 @@ def _find(
     source = _language_model_folder(folder, kind, model_base)
     # A checkpoint beside a base may have more tokens than it: they are added later.
     config.vocab_size = read_llava_config(source).vocab_size
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        config.pad_token_id = None  # one of those; an embedding table refuses it
     return _Found(folder, kind, config, source, _weights_beside(folder, kind))
 
 
@@ -326,6 +328,8 @@ def _check_fit(found: _Found, weights: dict[str, StoredWeight]) -> None:
     config, folder = found.config, found.folder
     shapes = {name: shape_of(weight) for name, weight in (found.beside | weights).items()}
     check_layers(config.num_hidden_layers, shapes, "model.layers.", folder)
+    if config.tie_word_embeddings and "model.embed_tokens.weight" in shapes:
+        shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])
     surplus = check_shapes(lambda: build_model(LlavaLlamaForCausalLM, config, "eager"), shapes, folder)
     # CLIP comes from its own folder, and old checkpoints store what is computed from the config.
     known = {name for name in surplus if name.startswith(TOWER) or name.endswith("rotary_emb.inv_freq")}
@@ -394,6 +398,13 @@ def _match_vocabulary(
 ) -> None:
     """Resize the embeddings to those that were trained beside an adapter, if they were."""
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in trained:
+            rows, width = model.config.vocab_size, model.config.hidden_size
+            shape = tuple(trained[name].shape)
+            if len(shape) != 2 or shape[0] < rows or shape[1] != width:
+                raise UserError(
+                    f"{NON_LORA_FILE} has {name} of shape {shape}; accepted: ({rows} or more, {width})"
+                )
         if name in trained and len(trained[name]) != model.config.vocab_size:
             model.resize_token_embeddings(len(trained[name]))
 

@@ -13,6 +13,8 @@ from llava.errors import UserError
 from llava.model.checkpoint_files import PROJECTOR
 from llava.model.sharding import gathered_parameters
 
+MOST_NEW_TOKENS = 64  # without embeddings of their own in a checkpoint
+
 
 def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
     """Fill a projector from what a file such as ``mm_projector.bin`` holds.
@@ -43,12 +45,20 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
         tokenizer: Extended in place.
         settings: Anything with LLaVA's ``mm_use_im_patch_token`` (absent means True, as in LLaVA) and
             ``mm_use_im_start_end``.
+
+    Raises:
+        UserError: If the tokenizer has many more tokens than the model, for which memory would be taken.
     """
     tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
     if getattr(settings, "mm_use_im_start_end", False):
         tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
     tokenizer.add_tokens(tokens, special_tokens=True)
     before = model.config.vocab_size
+    if len(tokenizer) > before + MOST_NEW_TOKENS:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}; at "
+            f"most {MOST_NEW_TOKENS} new ones are given any"
+        )
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):

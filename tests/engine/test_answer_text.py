@@ -36,7 +36,7 @@ def test_pieces_join_to_the_answer_and_characters_come_whole(answer, loaded):
 def test_any_tokens_join_to_what_they_decode_to_together(loaded):
     """Also incomplete characters, lone spaces, special tokens: whatever a model may write."""
     tokenizer, generator = loaded[0], random.Random(0)
-    awkward = [*range(3, 260), *ids_of(tokenizer, "a  b ▁ é👍"), tokenizer.convert_tokens_to_ids("▁")]
+    awkward = [*range(260), *ids_of(tokenizer, "a  b ▁ é👍"), tokenizer.convert_tokens_to_ids("▁")]
     for number in range(300):
         choice = awkward if number % 2 else range(3, 1600)
         ids = [generator.choice(choice) for _ in range(generator.randrange(1, 30))]
@@ -77,3 +77,10 @@ def test_a_token_costs_as_much_in_a_long_answer_as_in_a_short_one(loaded, monkey
     assert len(ids) > 300
     assert max(lengths) <= 8
     assert len(lengths) <= 2 * len(ids) + 2
+
+
+def test_a_stop_text_that_begins_with_whitespace_is_found_at_the_start(loaded):
+    tokenizer = loaded[0]
+    pieces, text = push_all(tokenizer, [*ids_of(tokenizer, "a"), *ids_of(tokenizer, "\n## b")][1:], "\n##")
+    assert text.stopped
+    assert "".join(pieces) == ""

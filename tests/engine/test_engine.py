@@ -258,3 +258,30 @@ def test_prompts_are_padded_in_front():
 def test_settings_out_of_range(options, message):
     with pytest.raises(UserError, match=message):
         Generation(**options)
+
+
+def test_sampled_beams_follow_their_seed_and_leave_pytorchs_generator_alone(engine, prompts):
+    settings = {"max_new_tokens": 8, "num_beams": 3, "temperature": 3.0, "seed": 5}
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = alone(engine, prompts[0], **settings)
+    assert torch.rand(1) == expected
+    assert alone(engine, prompts[0], **settings) == first
+
+
+def test_a_checkpoints_defaults_do_not_steer_beams(engine, prompts, monkeypatch):
+    settings = {"max_new_tokens": 12, "num_beams": 2}
+    expected = alone(engine, prompts[4], **settings)
+    for name, value in {"no_repeat_ngram_size": 1, "length_penalty": 9.0}.items():
+        monkeypatch.setattr(engine.model.generation_config, name, value)
+    assert alone(engine, prompts[4], **settings) == expected
+
+
+def test_a_special_token_as_stop_text_ends_the_answer(engine, prompts):
+    whole = alone(engine, prompts[0], max_new_tokens=6)
+    engine._special_tokens = {"<|im_end|>": whole[2]}
+    request = engine.submit(prompts[0], Generation(max_new_tokens=6, stop=("<|im_end|>",)))
+    tokens, _, reasons = run(engine)
+    assert tokens[request] == whole[: whole.index(whole[2])]
+    assert reasons[request] == "stop"

@@ -76,8 +76,10 @@ def test_a_failed_step_is_raised_for_every_request_and_later_ones_go_on():
     router = Router(engine)
     requests = [router.submit(torch.ones(3, 1), Generation()) for _ in range(2)]
     engine.failing = True
+    with pytest.raises(MemoryError, match="no memory"):
+        router.wait([requests[0]])
     for request in requests:
-        with pytest.raises(MemoryError):
+        with pytest.raises(RuntimeError, match="the engine failed: MemoryError: no memory"):
             router.wait([request])
     assert engine.cleared == 1
     engine.failing = False
@@ -117,3 +119,39 @@ def test_threads_that_share_a_real_engine_get_what_each_gets_alone(loaded):
     for thread in threads:
         thread.join(timeout=60)
     assert [found[number] for number in range(len(prompts))] == expected
+
+
+def test_nobody_hangs_when_the_engine_cannot_even_be_cleared():
+    class Broken(Scripted):
+        def clear(self):
+            raise RuntimeError("the device is gone")
+
+    engine = Broken()
+    router, errors = Router(engine), []
+    engine.failing = True
+
+    def ask():
+        try:
+            take_all(router, router.submit(torch.ones(3, 1), Generation()))
+        except (MemoryError, RuntimeError) as error:
+            errors.append(type(error))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert len(errors) == 4
+
+
+def test_an_interrupt_ends_the_thread_that_it_reached_and_not_the_others():
+    class Interrupted(Scripted):
+        def step(self):
+            raise KeyboardInterrupt
+
+    router = Router(Interrupted())
+    first, second = (router.submit(torch.ones(3, 1), Generation()) for _ in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        router.wait([first])
+    with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
+        router.wait([second])

@@ -1,6 +1,7 @@
 """An adapter is its weights: its config decides nothing that runs code, takes long or changes the base."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,9 @@ def test_what_is_in_the_weights_or_says_nothing_is_not_asked(changes, adapter, w
         ({"trainable_token_indices": [1]}, "sets trainable_token_indices"),
         ({"modules_to_save": "(a+)+$"}, "modules_to_save"),
         ({"bias": "some"}, "none, all or lora_only"),
+        ({"init_lora_weights": 1}, "init_lora_weights is '1'"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"modules_to_save": ["j"]}, "does not fit its base"),
         ({"from_the_future": {"import": "stolen"}}, "sets from_the_future"),
     ],
 )
@@ -138,4 +142,16 @@ def test_an_adapter_for_wider_layers_is_one_sentence(adapter):
     }
     save_file(wide, path)
     with pytest.raises(UserError, match="does not fit its base"):
+        load(folder, TINY_LLAVA)
+
+
+def test_files_that_the_library_would_open_by_name_are_refused(adapter):
+    """peft prefers adapter_model.safetensors, whatever it is, where this loader would take the other file."""
+    folder = adapter()
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(weights, folder / "adapter_model.bin")
+    load(folder, TINY_LLAVA)
+    os.mkfifo(folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="is not a file"):
         load(folder, TINY_LLAVA)

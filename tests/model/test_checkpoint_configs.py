@@ -221,3 +221,63 @@ def test_a_tokenizer_of_another_class_is_what_its_files_are(checkpoint_copy):
     )
     with pytest.raises(UserError, match="the tokenizer in .* is damaged"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("extra", [{}, {"image_token": "<image>"}, [], ["<a>"]])
+def test_tokenizers_of_every_recent_version_load(extra, checkpoint_copy):
+    folder = checkpoint_copy()
+    edit(folder / "tokenizer_config.json", extra_special_tokens=extra, add_bos_token=None, legacy=None)
+    assert load_tokenizer(folder)("Hi").input_ids == load_tokenizer(TINY_LLAVA)("Hi").input_ids
+
+
+def test_a_clip_saved_by_transformers_5s_processor_loads(checkpoint_copy, loaded):
+    folder = checkpoint_copy()
+    clip = folder.parent / TINY_CLIP.name
+    settings = json.loads((clip / "preprocessor_config.json").read_text())
+    (clip / "preprocessor_config.json").unlink()
+    edit(clip / "processor_config.json", image_processor=settings, processor_class="CLIPProcessor")
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+
+
+def test_null_means_the_default(checkpoint_copy, loaded):
+    folder = checkpoint_copy(head_dim=None, num_key_value_heads=None, mm_use_im_start_end=None)
+    clip = folder.parent / TINY_CLIP.name
+    edit(clip / "preprocessor_config.json", size={"shortest_edge": 336, "height": None, "width": None})
+    config = json.loads((clip / "config.json").read_text())
+    edit(clip / "config.json", vision_config={**config["vision_config"], "layer_norm_eps": None})
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "longrope"}},
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": -1}},
+        {"rope_theta": 10**400},
+        {"vocab_size": 2**63},
+        {"head_dim": 2**62},
+        {"pad_token_id": 2**30},
+        {"torch_dtype": "int8"},
+        {"mm_vision_tower": "~nobody-of-this-name/clip"},
+        {"mm_vision_tower": "x" * 300},
+    ],
+)
+def test_settings_that_no_library_takes_are_one_sentence(changes, checkpoint_copy):
+    try:
+        load(checkpoint_copy(**changes))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert changes.keys() == {"pad_token_id"}  # means none
+
+
+def test_a_tokenizer_with_more_tokens_than_there_are_embeddings_for_is_refused(checkpoint_copy):
+    folder = checkpoint_copy()
+    tokens = {str(1600 + i): {"content": f"<new{i}>"} for i in range(30_000)}
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    edit(
+        folder / "tokenizer_config.json",
+        added_tokens_decoder={**settings["added_tokens_decoder"], **tokens},
+    )
+    with pytest.raises(UserError, match="31,600 tokens and the model embeddings for 1,600"):
+        load(folder)

@@ -105,7 +105,6 @@ class CLIPVisionTower(nn.Module):
                 device_map if isinstance(device_map, (str, torch.device)) and device_map != "auto" else "cpu"
             )
         self.folder = self._find_folder(beside)
-        self._require("preprocessor_config.json")
         self.image_processor = read_image_processor(self.folder)
         vision, self._text_config = read_clip_configs(self.folder)
         self._check_crop(vision.image_size)
@@ -151,16 +150,17 @@ class CLIPVisionTower(nn.Module):
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
         if self.is_loaded and reducer.needs_question:
-            self._loaded_text_encoder()
+            self.load_text_encoder()
         self.token_reduction = reducer
 
-    def _loaded_text_encoder(self) -> TextEncoder:
+    def load_text_encoder(self) -> TextEncoder:
         """Return CLIP's text encoder, loaded by the first that asks for it.
 
         Raises:
             UserError: If CLIP's folder has none.
         """
-        with TEXT_LOCK:
+        # Loaded as other weights are, even if a request asks for it in inference mode.
+        with TEXT_LOCK, torch.inference_mode(False):
             if self._text_encoder is None:
                 config = self._text_config
                 if config is None:
@@ -239,7 +239,7 @@ class CLIPVisionTower(nn.Module):
         Every distinct text is encoded by itself and without padding, so that no answer depends on its
         neighbors.
         """
-        return self._loaded_text_encoder()(questions)
+        return self.load_text_encoder()(questions)
 
     def clear_text_cache(self) -> None:
         """Forget the embeddings of texts, because the weights that made them have changed."""

@@ -81,5 +81,9 @@ def _load_half(
     surplus = check_shapes(lambda: build_model(model_class, config, ATTENTION), shapes, folder)
     with init_empty_weights(include_buffers=False):
         model = build_model(model_class, config, ATTENTION)
-    model.load_state_dict({name: weights[name][...] for name in weights.keys() - surplus}, assign=True)
+    tensors = {name: weights[name][...] for name in weights.keys() - surplus}
+    whole_numbers = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole_numbers:
+        raise UserError(f"{folder} holds whole numbers where weights should be, in {min(whole_numbers)}")
+    model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval()
