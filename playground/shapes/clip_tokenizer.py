@@ -1,4 +1,4 @@
-"""A tokenizer in CLIP's own layout (byte-level BPE, lower case), trained on the texts of the shapes world."""
+"""A tokenizer in CLIP's own layout (byte-level BPE, lower case), trained on the dataset's texts."""
 
 import json
 from collections.abc import Iterable

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
 from playground.shapes.pictures import draw_pictures
 from playground.shapes.presets import Preset
-from playground.shapes.school import go_to_school
 from playground.shapes.stages import run_stage1, run_stage2
+from playground.shapes.text_pretraining import pretrain_text
 from playground.shapes.train_clip import train_clip
 
 CLIP, LLAVA = "clip-shapes", "llava-shapes"
@@ -66,7 +66,7 @@ def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
     return [
         Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, preset.pictures)),
         Step("CLIP", clip, lambda: train_clip(preset, pictures, clip)),
-        Step("text school", llama, lambda: go_to_school(preset, llama)),
+        Step("text pretraining", llama, lambda: pretrain_text(preset, llama)),
         Step("captions", captions, write_captions),
         Step("questions", questions, write_questions),
         Step("stage 1", stage1, lambda: run_stage1(work, stage1)),

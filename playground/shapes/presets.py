@@ -15,8 +15,8 @@ class Preset:
         clip_batch: Pictures per step.
         llama_width: Width of the language model.
         llama_layers: Its layers.
-        school_steps: Steps of the text school.
-        school_batch: Written scenes per step.
+        text_steps: Steps of the text pretraining.
+        text_batch: Written scenes per step.
         stage1_samples: Pictures with a caption, for the projector alone.
         stage2_samples: Conversations about a picture, for the whole model.
         stage2_batch: Of these per step.
@@ -30,8 +30,8 @@ class Preset:
     clip_batch: int
     llama_width: int
     llama_layers: int
-    school_steps: int
-    school_batch: int
+    text_steps: int
+    text_batch: int
     stage1_samples: int
     stage2_samples: int
     stage2_batch: int
@@ -47,8 +47,8 @@ PRESETS = {
         clip_batch=32,
         llama_width=192,
         llama_layers=5,
-        school_steps=900,
-        school_batch=24,
+        text_steps=900,
+        text_batch=24,
         stage1_samples=4_800,
         stage2_samples=21_600,
         stage2_batch=32,
@@ -62,8 +62,8 @@ PRESETS = {
         clip_batch=8,
         llama_width=64,
         llama_layers=2,
-        school_steps=5,
-        school_batch=4,
+        text_steps=5,
+        text_batch=4,
         stage1_samples=32,
         stage2_samples=48,
         stage2_batch=8,

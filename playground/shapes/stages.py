@@ -1,4 +1,4 @@
-"""Stages 1 and 2: the command lines of the project's own training script, as the shapes world uses it."""
+"""Stages 1 and 2: the command lines of the project's own training script, as this dataset uses it."""
 
 import os
 import subprocess

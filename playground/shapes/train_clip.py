@@ -66,7 +66,7 @@ class Batch:
     patches: Tensor
 
 
-class ClipSchool:
+class ClipTraining:
     """The losses of one step, from pictures on disk.
 
     Attributes:
@@ -174,8 +174,8 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     tokenizer = train_clip_tokenizer(world_texts(2000), 300, unfinished)
     model = build_clip(preset, tokenizer).to(pick_device())
-    school = ClipSchool(model, tokenizer, pictures, preset)
-    fit(model, school.step_loss, sum(preset.clip_steps), 1.5e-3, unfinished.with_name("clip.state"))
+    training = ClipTraining(model, tokenizer, pictures, preset)
+    fit(model, training.step_loss, sum(preset.clip_steps), 1.5e-3, unfinished.with_name("clip.state"))
     model.to(torch.float16).save_pretrained(unfinished)
     (unfinished / "preprocessor_config.json").write_text(PREPROCESSOR)
     unfinished.rename(folder)

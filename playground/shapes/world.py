@@ -1,4 +1,4 @@
-"""The shapes world: pictures of a few colored shapes on varied backgrounds, made from a seed.
+"""The synthetic shapes dataset: pictures of a few colored shapes on varied backgrounds, made from a seed.
 
 A `Scene` says what is in a picture; `Scene.render` draws it. Both are functions of the seed alone, bit for
 bit: randomness comes from numpy's PCG64, pixels from integer drawing and from additions and multiplications

@@ -1,4 +1,4 @@
-"""What a user can get wrong with the commands of the shapes world is one line, like that of all others."""
+"""What a user can get wrong with the commands of the shapes dataset is one line, like that of all others."""
 
 from pathlib import Path
 

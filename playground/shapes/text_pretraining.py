@@ -1,12 +1,12 @@
-"""Teach the small language model text, before it ever meets a picture.
+"""Train the small language model on text, before it ever sees an image.
 
 A Vicuna can read; a Llama of two million parameters, freshly initialized, cannot, and does not learn to look
-things up through a projector that is itself still learning. So it goes to school first: scenes written out,
-followed by questions about them in LLaVA's own template, until it finds the answers (`lessons`).
+things up through a projector that is itself still learning. So it is pretrained on text first: scenes written
+out, followed by questions about them in LLaVA's own template, until it finds the answers (`text_samples`).
 
-School begins with drills, questions and answers in catchwords: ``color star red there blue ring no``. Looking
-something up takes two steps, to find what is asked for and to find it in the scene; a drill leaves the second
-alone, and so it is learned in a minute where whole sentences stay at guessing for long.
+It begins with a warm-up, questions and answers in keywords: ``color star red there blue ring no``. Looking
+something up takes two steps, to find what is asked for and to find it in the scene; the warm-up leaves the
+second alone, and so it is learned in a minute where whole sentences stay at guessing for long.
 """
 
 import json
@@ -19,60 +19,60 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from playground.shapes.lessons import NO_WORD, Lesson, make_lesson, school_texts
 from playground.shapes.llama_tokenizer import CONTEXT, train_llama_tokenizer
 from playground.shapes.loop import Report, fit, pick_device
 from playground.shapes.presets import Preset
+from playground.shapes.text_samples import NO_WORD, TextSample, make_sample, vocabulary_texts
 from playground.shapes.world import HELD_OUT, TRAIN
 
 HEAD = 32
 
 
-def collate(lessons: Sequence[Lesson], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pad lessons on the right: words, overprint, labels and attention mask, each (lessons, longest)."""
+def collate(samples: Sequence[TextSample], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pad samples on the right: words, overprint, labels and attention mask, each (samples, longest)."""
 
     def pad(rows: list[list[int]], filler: int) -> Tensor:
         tensors = [torch.tensor(row) for row in rows]
         return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler).to(device)
 
-    mask = pad([[1] * len(lesson.words) for lesson in lessons], 0)
-    words = pad([lesson.words for lesson in lessons], 0)
-    overprint = pad([lesson.overprint for lesson in lessons], NO_WORD)
-    return words, overprint, pad([lesson.labels for lesson in lessons], IGNORE_INDEX), mask
+    mask = pad([[1] * len(sample.words) for sample in samples], 0)
+    words = pad([sample.words for sample in samples], 0)
+    overprint = pad([sample.overprint for sample in samples], NO_WORD)
+    return words, overprint, pad([sample.labels for sample in samples], IGNORE_INDEX), mask
 
 
 def embed(model: LlamaForCausalLM, words: Tensor, overprint: Tensor) -> Tensor:
-    """Embeddings of positions with one or two words, (lessons, length, width)."""
+    """Embeddings of positions with one or two words, (samples, length, width)."""
     table = model.get_input_embeddings()
     second = table(overprint.clamp(min=0)) * (overprint != NO_WORD).unsqueeze(-1)
     return table(words) + second
 
 
-class TextSchool:
+class TextPretraining:
     """The loss of one step, from written scenes made as needed."""
 
-    # Share of the steps, from the first, that are drills alone.
-    DRILLS = 0.15
-    FORMS = ("drill", "turns", "single", "turns", "caption", "turns", "single")
+    # Share of the steps, from the first, that are warm-up samples alone.
+    WARM_UP = 0.15
+    FORMS = ("warm-up", "turns", "single", "turns", "caption", "turns", "single")
     # Sequences per step by form, relative to the preset's batch: about as many positions each.
-    SHARE: ClassVar = {"drill": 2.0, "turns": 0.5, "single": 1.3, "caption": 1.3}
+    SHARE: ClassVar = {"warm-up": 2.0, "turns": 0.5, "single": 1.3, "caption": 1.3}
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._batch = preset.school_batch
-        self._drills = int(self.DRILLS * preset.school_steps)
+        self._batch = preset.text_batch
+        self._warm_up = int(self.WARM_UP * preset.text_steps)
 
     def step_loss(self, step: int) -> Report:
-        """Cross-entropy on the answers of one step's lessons, and the share of right tokens in them."""
-        form = "drill" if step < self._drills else self.FORMS[step % len(self.FORMS)]
+        """Cross-entropy on the answers of one step's samples, and the share of right tokens in them."""
+        form = "warm-up" if step < self._warm_up else self.FORMS[step % len(self.FORMS)]
         count = max(1, int(self._batch * self.SHARE[form]))
         # The upper half of the training range, so that these are not the scenes of the pictures.
         first = TRAIN[len(TRAIN) // 2 + 2 * step * self._batch]
-        return self._loss([make_lesson(first + row, form, self._tokenizer) for row in range(count)])
+        return self._loss([make_sample(first + row, form, self._tokenizer) for row in range(count)])
 
-    def _loss(self, lessons: Sequence[Lesson]) -> Report:
-        words, overprint, labels, mask = collate(lessons, self._model.device)
+    def _loss(self, samples: Sequence[TextSample]) -> Report:
+        words, overprint, labels, mask = collate(samples, self._model.device)
         logits = self._model(inputs_embeds=embed(self._model, words, overprint), attention_mask=mask).logits
         learned = labels[:, 1:] != IGNORE_INDEX
         chosen, target = logits[:, :-1][learned], labels[:, 1:][learned]
@@ -84,8 +84,8 @@ class TextSchool:
         """Share of right answers to single questions about held-out written scenes."""
         right = []
         for seed in HELD_OUT[:count]:
-            lesson = make_lesson(seed, "single", self._tokenizer)
-            right.append(float(self._loss([lesson])["right"] == 1))
+            sample = make_sample(seed, "single", self._tokenizer)
+            right.append(float(self._loss([sample])["right"] == 1))
         return sum(right) / count
 
 
@@ -114,21 +114,21 @@ def build_llama(preset: Preset, vocabulary: int) -> LlamaForCausalLM:
     return model
 
 
-def go_to_school(preset: Preset, folder: Path) -> None:
+def pretrain_text(preset: Preset, folder: Path) -> None:
     """Train the language model on text and write it, with its tokenizer, in Llama's layout.
 
     Args:
         preset: Sizes.
-        folder: Receives the checkpoint and ``school.json``; exists afterwards only if complete.
+        folder: Receives the checkpoint and ``text_pretraining.json``; exists afterwards only if complete.
     """
     torch.manual_seed(0)
     unfinished = folder.with_name(folder.name + ".unfinished")
-    tokenizer = train_llama_tokenizer(school_texts(800), unfinished)
+    tokenizer = train_llama_tokenizer(vocabulary_texts(800), unfinished)
     model = build_llama(preset, len(tokenizer)).to(pick_device())
-    school = TextSchool(model, tokenizer, preset)
-    fit(model, school.step_loss, preset.school_steps, 2e-3, unfinished.with_name("school.state"))
-    right = school.test(min(400, 8 * preset.school_steps))
-    print(f"text school: {right:.1%} of held-out single questions right", flush=True)
-    (unfinished / "school.json").write_text(json.dumps({"held_out_single_right": right}))
+    training = TextPretraining(model, tokenizer, preset)
+    fit(model, training.step_loss, preset.text_steps, 2e-3, unfinished.with_name("text.state"))
+    right = training.test(min(400, 8 * preset.text_steps))
+    print(f"text pretraining: {right:.1%} of held-out single questions right", flush=True)
+    (unfinished / "text_pretraining.json").write_text(json.dumps({"held_out_single_right": right}))
     model.save_pretrained(unfinished)
     unfinished.rename(folder)

@@ -2,31 +2,31 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
-from playground.shapes.lessons import (
-    NO_WORD,
-    NOTHING,
-    converse,
-    drill,
-    kept_patches,
-    make_lesson,
-    overprinted_lesson,
-    school_texts,
-    word_ids,
-    written_lesson,
-)
 from playground.shapes.llama_tokenizer import train_llama_tokenizer
 from playground.shapes.presets import PRESETS
 from playground.shapes.questions import SHORT_ANSWER, ask
-from playground.shapes.school import build_llama, collate, embed
+from playground.shapes.text_pretraining import build_llama, collate, embed
+from playground.shapes.text_samples import (
+    NO_WORD,
+    NOTHING,
+    converse,
+    kept_patches,
+    make_sample,
+    overprinted_sample,
+    vocabulary_texts,
+    warm_up,
+    word_ids,
+    written_sample,
+)
 from playground.shapes.world import COLORS, SHAPES, Scene, stream
 
-FORMS = ("drill", "single", "turns", "caption")
+FORMS = ("warm-up", "single", "turns", "caption")
 PATCHES = [("red", "star"), ("blue", "ring"), (NOTHING,)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return train_llama_tokenizer(school_texts(200), tmp_path_factory.mktemp("llama"))
+    return train_llama_tokenizer(vocabulary_texts(200), tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture
@@ -44,22 +44,22 @@ def test_vocabulary_is_llamas_with_every_word_of_the_world_in_one_piece(tokenize
 
 def test_only_the_answer_and_its_end_are_learned(tokenizer, conversation):
     answer = conversation.messages[1][1]
-    for make in (written_lesson, overprinted_lesson):
-        lesson = make(conversation, PATCHES, tokenizer)
-        learned = [label for label in lesson.labels if label != IGNORE_INDEX]
+    for make in (written_sample, overprinted_sample):
+        sample = make(conversation, PATCHES, tokenizer)
+        learned = [label for label in sample.labels if label != IGNORE_INDEX]
         assert tokenizer.decode(learned).strip() == f"{answer}</s>"
-        assert len(lesson.words) == len(lesson.labels) == len(lesson.overprint)
-        pairs = zip(lesson.labels, lesson.words, strict=True)
+        assert len(sample.words) == len(sample.labels) == len(sample.overprint)
+        pairs = zip(sample.labels, sample.words, strict=True)
         assert all(label in (IGNORE_INDEX, word) for label, word in pairs)
 
 
 def test_overprint_puts_both_words_of_a_patch_at_one_position(tokenizer, conversation):
-    lesson = overprinted_lesson(conversation, PATCHES, tokenizer)
+    sample = overprinted_sample(conversation, PATCHES, tokenizer)
     first = [word_ids(patch, tokenizer)[0] for patch in PATCHES]
-    where = lesson.words.index(first[0])
-    assert lesson.words[where : where + 3] == first
-    assert [second != NO_WORD for second in lesson.overprint[where : where + 3]] == [True, True, False]
-    assert sum(second != NO_WORD for second in lesson.overprint) == 2
+    where = sample.words.index(first[0])
+    assert sample.words[where : where + 3] == first
+    assert [second != NO_WORD for second in sample.overprint[where : where + 3]] == [True, True, False]
+    assert sum(second != NO_WORD for second in sample.overprint) == 2
 
 
 def test_embedding_of_an_overprinted_position_is_the_sum(tokenizer):
@@ -69,13 +69,13 @@ def test_embedding_of_an_overprinted_position_is_the_sum(tokenizer):
     torch.testing.assert_close(embedded[0], torch.stack([table[5] + table[7], table[6]]))
 
 
-def test_drill_asks_in_catchwords_and_learns_every_answer_in_place(tokenizer):
-    lesson = drill(Scene.from_seed(3), stream(3, "words"), tokenizer)
-    learned = [(word, label) for word, label in zip(lesson.words, lesson.labels, strict=True) if label >= 0]
+def test_a_warm_up_asks_in_keywords_and_learns_every_answer_in_place(tokenizer):
+    sample = warm_up(Scene.from_seed(3), stream(3, "words"), tokenizer)
+    learned = [(word, label) for word, label in zip(sample.words, sample.labels, strict=True) if label >= 0]
     assert len(learned) == 16 and all(word == label for word, label in learned)
     answers = {*COLORS, *SHAPES, "yes", "no"}
     assert {tokenizer.decode([label]).strip() for _, label in learned} <= answers
-    assert len(lesson.words) == len(lesson.labels) == len(lesson.overprint)
+    assert len(sample.words) == len(sample.labels) == len(sample.overprint)
 
 
 def test_kept_patches_are_mostly_the_named_ones():
@@ -91,9 +91,9 @@ def test_kept_patches_are_mostly_the_named_ones():
 
 
 def test_padding_is_masked_and_not_learned(tokenizer):
-    lessons = [make_lesson(seed, form, tokenizer) for seed, form in enumerate(FORMS)]
-    words, overprint, labels, mask = collate(lessons, torch.device("cpu"))
-    lengths = [len(lesson.words) for lesson in lessons]
+    samples = [make_sample(seed, form, tokenizer) for seed, form in enumerate(FORMS)]
+    words, overprint, labels, mask = collate(samples, torch.device("cpu"))
+    lengths = [len(sample.words) for sample in samples]
     assert mask.sum(1).tolist() == lengths
     assert words.shape == overprint.shape == labels.shape == (len(FORMS), max(lengths))
     assert (labels[mask == 0] == IGNORE_INDEX).all() and (labels != IGNORE_INDEX).any(1).all()

@@ -1,4 +1,4 @@
-"""Lessons of the text school: written scenes with questions about them, as sequences of tokens.
+"""Samples of the text pretraining: written scenes with questions about them, as sequences of tokens.
 
 A scene comes in one of two forms:
 
@@ -34,9 +34,9 @@ from playground.shapes.world import COLORS, SHAPES, TRAIN, Scene, stream
 # Stands for a patch that shows no thing, and for the merged rest.
 NOTHING = "nothing"
 KEPT_SHARE = 0.3
-# Questions of a drill, and the word that begins each.
-DRILLED = 16
-CATCHWORDS = {"color": "color", "shape": "shape", "presence": "there"}
+# Questions of a warm-up sample, and the word that begins each.
+WARM_UP_QUESTIONS = 16
+KEYWORDS = {"color": "color", "shape": "shape", "presence": "there"}
 NO_WORD = -1
 
 Patch = tuple[str, ...]
@@ -44,7 +44,7 @@ Patch = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TextSample:
     """One sequence.
 
     Attributes:
@@ -78,9 +78,9 @@ def kept_patches(scene: Scene, named: set[int], rng: np.random.Generator) -> lis
     return [*kept, (NOTHING,)]
 
 
-def written_lesson(
+def written_sample(
     conversation: Conversation, patches: Sequence[Patch], tokenizer: PreTrainedTokenizerBase
-) -> Lesson:
+) -> TextSample:
     """A conversation whose image placeholder is replaced with the patches' words as text."""
     text = " ".join(word for patch in patches for word in patch)
     told = conversation.copy()
@@ -88,16 +88,16 @@ def written_lesson(
     return _encode(told, [], tokenizer)
 
 
-def overprinted_lesson(
+def overprinted_sample(
     conversation: Conversation, patches: Sequence[Patch], tokenizer: PreTrainedTokenizerBase
-) -> Lesson:
+) -> TextSample:
     """A conversation whose image placeholder is replaced with one position per patch."""
     return _encode(conversation, patches, tokenizer)
 
 
 def _encode(
     conversation: Conversation, patches: Sequence[Patch], tokenizer: PreTrainedTokenizerBase
-) -> Lesson:
+) -> TextSample:
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
     learned = [segment.supervised for segment in segments for _ in segment.text]
@@ -113,7 +113,7 @@ def _encode(
             overprint.append(NO_WORD)
             is_learned = first < last and all(learned[first:last])
             labels.append(token if is_learned else IGNORE_INDEX)
-    return Lesson(words, overprint, labels)
+    return TextSample(words, overprint, labels)
 
 
 def word_ids(patch: Patch, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -122,21 +122,21 @@ def word_ids(patch: Patch, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
     return ids[0], ids[1] if len(ids) > 1 else NO_WORD
 
 
-def drill(scene: Scene, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase) -> Lesson:
-    """A scene in a few overprinted positions, and questions about it in catchwords, each with its answer."""
+def warm_up(scene: Scene, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase) -> TextSample:
+    """A scene in a few overprinted positions, and questions about it in keywords, each with its answer."""
     patches = [(thing.color, thing.shape) for thing in scene.things for _ in range(int(rng.integers(1, 4)))]
     pairs = [word_ids(patches[index], tokenizer) for index in rng.permutation(len(patches))]
     words = [tokenizer.bos_token_id, *(first for first, _ in pairs)]
     overprint = [NO_WORD, *(second for _, second in pairs)]
     labels = [IGNORE_INDEX] * len(words)
-    for _ in range(DRILLED):
+    for _ in range(WARM_UP_QUESTIONS):
         question = ask(scene, rng, KINDS[int(rng.integers(len(KINDS)))])
-        asked = [CATCHWORDS[question.kind], *named_words(question.text)]
+        asked = [KEYWORDS[question.kind], *named_words(question.text)]
         ids = [word_ids((word,), tokenizer)[0] for word in (*asked, question.answer)]
         words += ids
         overprint += [NO_WORD] * len(ids)
         labels += [IGNORE_INDEX] * len(asked) + ids[-1:]
-    return Lesson(words, overprint, labels)
+    return TextSample(words, overprint, labels)
 
 
 def converse(questions: Sequence[Question]) -> Conversation:
@@ -157,18 +157,18 @@ def caption(question: Question) -> Conversation:
     return conversation
 
 
-def make_lesson(seed: int, form: str, tokenizer: PreTrainedTokenizerBase) -> Lesson:
-    """The lesson of a seed.
+def make_sample(seed: int, form: str, tokenizer: PreTrainedTokenizerBase) -> TextSample:
+    """The sample of a seed.
 
     Args:
         seed: Of the scene and of the questions.
-        form: ``drill`` for catchwords, ``turns`` for ten questions, ``single`` for one, ``caption`` for a
+        form: ``warm-up`` for keywords, ``turns`` for ten questions, ``single`` for one, ``caption`` for a
             description alone.
         tokenizer: The language model's.
     """
     scene, rng = Scene.from_seed(seed), stream(seed, "words")
-    if form == "drill":
-        return drill(scene, rng, tokenizer)
+    if form == "warm-up":
+        return warm_up(scene, rng, tokenizer)
     if form == "turns":
         questions = ask_several(scene, rng, TURNS)
     elif form == "single":
@@ -180,16 +180,16 @@ def make_lesson(seed: int, form: str, tokenizer: PreTrainedTokenizerBase) -> Les
     whole = rng.random() < 0.6
     named = {index for question in questions for index in question.named}
     patches = kept_patches(scene, set(range(len(scene.things))) if whole else named, rng)
-    make = written_lesson if rng.random() < 0.2 else overprinted_lesson
+    make = written_sample if rng.random() < 0.2 else overprinted_sample
     return make(conversation, patches, tokenizer)
 
 
-def school_texts(count: int) -> list[str]:
+def vocabulary_texts(count: int) -> list[str]:
     """Everything that is said in the world, as the language model reads it, to learn a vocabulary from."""
     texts = []
     for seed in TRAIN[:count]:
         scene, rng = Scene.from_seed(seed), stream(seed, "words")
         prompt = converse([*ask_several(scene, rng, 3), ask_description(scene, rng)]).get_prompt()
         texts += prompt.replace(DEFAULT_IMAGE_TOKEN, NOTHING).replace("</s>", "\n").split("\n")
-    every = [*COLORS, *SHAPES, *CATCHWORDS.values(), NOTHING, SHORT_ANSWER.strip()]
+    every = [*COLORS, *SHAPES, *KEYWORDS.values(), NOTHING, SHORT_ANSWER.strip()]
     return texts + 50 * [f"{word} {word}" for word in every]
