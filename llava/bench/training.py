@@ -6,7 +6,6 @@ reductions take turns within one run, so that what else the machine does falls o
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,9 +23,8 @@ from llava.errors import UserError
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import parse_device, parse_dtype
 from llava.options import CommandParser, positive
-from llava.train.arguments import ModelArguments, TrainingArguments
-from llava.train.lora import add_lora
-from llava.train.model_setup import freeze
+from llava.train.lora import LoraSettings, add_lora
+from llava.train.model_setup import TrainedParts, freeze
 from llava.utils import exit_on_user_error
 
 LEARNED_TOKENS = 20  # of the text: its end, where an answer stands
@@ -72,15 +70,12 @@ class Trainee:
     def __init__(
         self, sizes: dict[str, int], clip: dict, *, rank: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        settings: Any = argparse.Namespace(lora_r=rank, lora_alpha=2 * rank, bits=16, deepspeed=None)
-        settings.lora_dropout, settings.lora_bias = TrainingArguments.lora_dropout, "none"
-        settings.lora_enable, settings.freeze_mm_mlp_adapter = True, False
         torch.manual_seed(0)
         self.model = random_language_model(sizes, device, dtype)
         self.model.config.use_cache = False
-        self.wrapped = add_lora(self.model, settings, base="random")
+        self.wrapped = add_lora(self.model, LoraSettings(rank=rank, alpha=2 * rank), base="random")
         add_random_vision_tower(self.model, clip)
-        freeze(self.model, ModelArguments(), settings)
+        freeze(self.model, TrainedParts(lora=True))
         self.model.get_model().detach_vision_tower()
         for parameter in self.model.get_model().mm_projector.parameters():
             parameter.data = parameter.data.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -26,12 +27,46 @@ def linear_layer_names(model: nn.Module) -> list[str]:
     return sorted(names - {HEAD})
 
 
-def add_lora(model: nn.Module, training_args: TrainingArguments, base: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What an adapter is like.
+
+    Attributes:
+        rank: Of its matrices.
+        alpha: Its scale, divided by the rank.
+        dropout: In front of it.
+        bias: Biases trained beside it.
+        is_quantized: Whether the base's weights are.
+        keeps_dtype: Whether the adapter has the base's dtype, not float32: DeepSpeed keeps float32 copies of
+            what is trained itself, and ZeRO-3 takes weights of one dtype only.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.05
+    bias: LoraBias = "none"
+    is_quantized: bool = False
+    keeps_dtype: bool = False
+
+    @classmethod
+    def of(cls, training_args: TrainingArguments) -> LoraSettings:
+        """Read LLaVA's ``lora_*`` arguments."""
+        return cls(
+            rank=training_args.lora_r,
+            alpha=training_args.lora_alpha,
+            dropout=training_args.lora_dropout,
+            bias=cast(LoraBias, training_args.lora_bias),
+            is_quantized=training_args.bits < 16,
+            keeps_dtype=bool(training_args.deepspeed),
+        )
+
+
+def add_lora(model: nn.Module, settings: LoraSettings, base: str) -> Any:
     """Freeze a language model and put an adapter into its linear layers.
 
     Args:
         model: A language model whose CLIP is not loaded yet: its layers have the same names as Llama's.
-        training_args: LLaVA's ``lora_*`` settings.
+        settings: Of the adapter.
         base: Name under which the adapter's config will find the model again.
 
     Returns:
@@ -39,18 +74,17 @@ def add_lora(model: nn.Module, training_args: TrainingArguments, base: str) -> A
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    if training_args.bits < 16:
+    if settings.is_quantized:
         # `build_model` sees to gradient checkpointing, for every kind of model alike.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
-        r=training_args.lora_r,
-        lora_alpha=training_args.lora_alpha,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
         target_modules=linear_layer_names(model),
-        lora_dropout=training_args.lora_dropout,
-        bias=cast(LoraBias, training_args.lora_bias),
+        lora_dropout=settings.dropout,
+        bias=settings.bias,
         task_type="CAUSAL_LM",
     )
-    # DeepSpeed keeps float32 copies of what learns itself, and ZeRO-3 takes weights of one type only.
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=not training_args.deepspeed)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=not settings.keeps_dtype)
     adapted.active_peft_config.base_model_name_or_path = base
     return adapted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from llava.train.arguments import (
     TrainingArguments,
     check_choice,
 )
-from llava.train.lora import add_lora
+from llava.train.lora import LoraSettings, add_lora
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +160,15 @@ def build_model(
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
     trained: Any = model
     if training_args.lora_enable:
-        trained = add_lora(model, training_args, name_elsewhere(model_args.model_name_or_path))
+        trained = add_lora(
+            model, LoraSettings.of(training_args), name_elsewhere(model_args.model_name_or_path)
+        )
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
     known_tokens = len(tokenizer)
     if model_args.vision_tower is not None:
         _add_vision(model, tokenizer, model_args, data_args, training_args)
-    freeze(model, model_args, training_args, has_new_tokens=len(tokenizer) > known_tokens)
+    freeze(model, TrainedParts.of(model_args, training_args, new_tokens=len(tokenizer) > known_tokens))
     if not training_args.deepspeed:  # which keeps such copies itself
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -259,30 +261,61 @@ def _tell_of_new_projector(model_args: ModelArguments, replaces: bool) -> None:
         logger.warning("the projector begins at random: --pretrain_mm_mlp_adapter names a trained one")
 
 
-def freeze(
-    model: LlavaLlamaForCausalLM, model_args: Any, training_args: Any, has_new_tokens: bool = False
-) -> None:
-    """Decide what learns. CLIP never does, whatever else is asked for; with LoRA the base does not either.
+@dataclass(frozen=True, slots=True)
+class TrainedParts:
+    """What of a model is trained; CLIP never is.
+
+    Attributes:
+        lora: Whether an adapter is, instead of the language model.
+        frozen_backbone: Whether the language model's layers stay as they are.
+        projector_only: Whether nothing but the projector is, and the tokens that go with it.
+        frozen_projector: Whether the projector stays as it is.
+        start_end_tokens: Whether images stand between tokens of their own.
+        new_tokens: Whether the embeddings got rows that the base has not.
+    """
+
+    lora: bool = False
+    frozen_backbone: bool = False
+    projector_only: bool = False
+    frozen_projector: bool = False
+    start_end_tokens: bool = False
+    new_tokens: bool = False
+
+    @classmethod
+    def of(
+        cls, model_args: ModelArguments, training_args: TrainingArguments, new_tokens: bool
+    ) -> TrainedParts:
+        """Read LLaVA's arguments."""
+        return cls(
+            lora=training_args.lora_enable,
+            frozen_backbone=model_args.freeze_backbone,
+            projector_only=model_args.tune_mm_mlp_adapter,
+            frozen_projector=training_args.freeze_mm_mlp_adapter,
+            start_end_tokens=model_args.mm_use_im_start_end,
+            new_tokens=new_tokens,
+        )
+
+
+def freeze(model: LlavaLlamaForCausalLM, parts: TrainedParts) -> None:
+    """Decide what is trained, whatever was before.
 
     Args:
         model: With its vision modules, if it gets any, and its adapter, if it gets one.
-        model_args: ``freeze_backbone``, ``tune_mm_mlp_adapter``, ``mm_use_im_start_end``.
-        training_args: ``freeze_mm_mlp_adapter``, ``lora_enable``.
-        has_new_tokens: Whether the embeddings got rows that the base has not.
+        parts: What is to be trained.
     """
     inner: Any = model.get_model()
     projector: nn.Module | None = getattr(inner, "mm_projector", None)
-    if training_args.lora_enable:
-        # Rows that no base has must learn, and so be saved.
-        model.get_input_embeddings().requires_grad_(has_new_tokens)
-    elif model_args.freeze_backbone:
+    if parts.lora:
+        # Rows that no base has must be trained, and so be saved.
+        model.get_input_embeddings().requires_grad_(parts.new_tokens)
+    elif parts.frozen_backbone:
         inner.requires_grad_(False)
-    if model_args.tune_mm_mlp_adapter:
+    if parts.projector_only:
         model.requires_grad_(False)
-        # New tokens are learned with the projector; the head does not write them.
-        model.get_input_embeddings().requires_grad_(model_args.mm_use_im_start_end)
+        # New tokens are trained with the projector; the head does not write them.
+        model.get_input_embeddings().requires_grad_(parts.start_end_tokens)
     if projector is not None:
-        projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+        projector.requires_grad_(not parts.frozen_projector)
     tower = model.get_vision_tower()
     if tower is not None:
         tower.requires_grad_(False)
