@@ -144,14 +144,14 @@ def make_ruler(
         clip = None if vision_tower is None else read_clip(resolve_folder(vision_tower))
         return Ruler(template, limit, data_args, clip=clip)
     model_args = ModelArguments(model_name_or_path=base, vision_tower=vision_tower)
-    folder, _ = read_base(model_args, data_args)
+    folder = read_base(model_args, data_args).folder
     tower = model_args.vision_tower
     return Ruler(
         template,
         limit,
         data_args,
         tokenizer=load_tokenizer(folder, model_max_length=limit),
-        clip=None if tower is None else read_clip(resolve_folder(tower, model_args.vision_tower_beside)),
+        clip=None if tower is None else read_clip(resolve_folder(tower)),
     )
 
 

@@ -59,8 +59,7 @@ class LlavaMetaModel:
         B7).
 
         Args:
-            model_args: Anything with LLaVA's ``ModelArguments``, and maybe ``vision_tower_beside``, the
-                checkpoint next to which the tower's folder may lie.
+            model_args: Anything with LLaVA's ``ModelArguments``.
             fsdp: LLaVA's argument, unused.
 
         Raises:
@@ -83,8 +82,7 @@ class LlavaMetaModel:
         module: Any = self
         placed = next(module.parameters())
         self.vision_tower = build_vision_tower(config, delay_load=True)
-        beside = getattr(model_args, "vision_tower_beside", None)
-        self.vision_tower.load_model(beside=beside, device=placed.device, dtype=placed.dtype)
+        self.vision_tower.load_model(device=placed.device, dtype=placed.dtype)
         config.mm_hidden_size = self.vision_tower.hidden_size
 
         if getattr(self, "mm_projector", None) is None or old_projector != (

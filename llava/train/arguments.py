@@ -63,10 +63,6 @@ class ModelArguments:
         "Text by which patches are kept: each question of the sample, or the published code's conversation "
         "(with its answers).",
     )
-    # Filled in by the program; no flags: the options that the command line names, of all three classes,
-    # and the base's folder if the tower is the base's.
-    given: frozenset[str] = field(default=frozenset(), init=False)
-    vision_tower_beside: Path | None = field(default=None, init=False)
 
 
 @dataclass
@@ -229,7 +225,6 @@ def parse_arguments(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    model_args.given = _given_options(parser, argv)
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # where LLaVA's trainer looks for it
     check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     check_choice("--on_bad_image", data_args.on_bad_image, ON_BAD_IMAGE)
@@ -240,8 +235,12 @@ def parse_arguments(
     return model_args, data_args, training_args
 
 
-def _given_options(parser: _Parser, argv: Sequence[str] | None) -> frozenset[str]:
-    """Return the full names of a command line's options, whatever their values."""
-    missing = object()
+def given_options(argv: Sequence[str] | None = None) -> frozenset[str]:
+    """Return the full names of a command line's options, whatever their values.
+
+    Args:
+        argv: As in `parse_arguments`.
+    """
+    parser, missing = _Parser((ModelArguments, DataArguments, TrainingArguments)), object()
     parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), missing))
     return frozenset(name for name, value in vars(parser.parse_args(argv)).items() if value is not missing)

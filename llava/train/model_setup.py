@@ -68,7 +68,24 @@ def template_of_version(version: str) -> str:
     return name
 
 
-def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Path, LlavaConfig]:
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The checkpoint that training begins with.
+
+    Attributes:
+        folder: Where it is.
+        config: Its config.
+        keeps_tower: Whether the vision tower is its own, and not another one that was asked for.
+    """
+
+    folder: Path
+    config: LlavaConfig
+    keeps_tower: bool
+
+
+def read_base(
+    model_args: ModelArguments, data_args: DataArguments, given: frozenset[str] = frozenset()
+) -> Base:
     """Find the base checkpoint, and let it fill in what the command line leaves open.
 
     A flag that is given wins; without it a LLaVA checkpoint goes on as it was trained, so that what trains is
@@ -77,6 +94,7 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
     Args:
         model_args: Completed in place.
         data_args: Completed in place.
+        given: Options on the command line, from `given_options`; their values may be the defaults.
 
     Raises:
         UserError: If a setting is not accepted or needs a vision tower that is not there.
@@ -88,22 +106,23 @@ def read_base(model_args: ModelArguments, data_args: DataArguments) -> tuple[Pat
         raise UserError(f"{folder} holds only {kind.value}, {INSTEAD[kind]}")
     config = read_llava_config(folder)
     model_args.vision_tower = model_args.vision_tower or None
+    keeps_tower = False
     if getattr(config, "mm_vision_tower", None):
         for arguments in (model_args, data_args):
-            _inherit(arguments, config, model_args.given)
-        if model_args.vision_tower == config.mm_vision_tower:
-            model_args.vision_tower_beside = folder
+            _inherit(arguments, config, given)
+        keeps_tower = model_args.vision_tower == config.mm_vision_tower
     check_choice("--image_aspect_ratio", data_args.image_aspect_ratio, ASPECT_RATIOS)
     parse_reduction(model_args.mm_vision_token_reduce_func)
     if model_args.vision_tower is None:
         _refuse_vision_settings(model_args)
     else:
-        resolve_folder(model_args.vision_tower, model_args.vision_tower_beside)
-        model_args.vision_tower = name_elsewhere(model_args.vision_tower, model_args.vision_tower_beside)
+        beside = folder if keeps_tower else None
+        resolve_folder(model_args.vision_tower, beside)
+        model_args.vision_tower = name_elsewhere(model_args.vision_tower, beside)
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
         raise MissingFileError(f"no projector file {adapter!r} (--pretrain_mm_mlp_adapter)")
-    return folder, config
+    return Base(folder, config, keeps_tower)
 
 
 def _inherit(arguments: Any, config: LlavaConfig, given: frozenset[str]) -> None:
@@ -135,7 +154,7 @@ def build_model(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    base: tuple[Path, LlavaConfig],
+    base: Base,
     attn_implementation: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the base, give it vision, and decide what of it learns.
@@ -152,12 +171,11 @@ def build_model(
         around the model.
     """
     set_seed(training_args.seed)  # a new projector begins at random
-    folder, config = base
     placement = placement_of_base(training_args, attn_implementation is not None)
-    model = load_language_model(folder, config, placement)
+    model = load_language_model(base.folder, base.config, placement)
     model.config.use_cache = False
     complete_sampling(model)
-    tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
+    tokenizer = load_tokenizer(base.folder, model_max_length=training_args.model_max_length)
     trained: Any = model
     if training_args.lora_enable:
         trained = add_lora(
@@ -167,7 +185,10 @@ def build_model(
         model.enable_input_require_grads()
     known_tokens = len(tokenizer)
     if model_args.vision_tower is not None:
-        _add_vision(model, tokenizer, model_args, data_args, training_args)
+        trained_with = base.keeps_tower and bool(getattr(base.config, "unfreeze_mm_vision_tower", False))
+        _add_vision(
+            model, tokenizer, (model_args, data_args, training_args), base.folder if trained_with else None
+        )
     freeze(model, TrainedParts.of(model_args, training_args, new_tokens=len(tokenizer) > known_tokens))
     if not training_args.deepspeed:  # which keeps such copies itself
         for parameter in model.parameters():
@@ -208,11 +229,18 @@ def placement_of_base(training_args: TrainingArguments, wants_flash_attention: b
 def _add_vision(
     model: LlavaLlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
+    arguments: tuple[ModelArguments, DataArguments, TrainingArguments],
+    trained_with: Path | None,
 ) -> None:
-    """Give the model its tower, projector and image tokens, and write LLaVA's keys into its config."""
+    """Give the model its tower, projector and image tokens, and write LLaVA's keys into its config.
+
+    Args:
+        model: Changed in place.
+        tokenizer: Likewise.
+        arguments: Of the run.
+        trained_with: The checkpoint with which the tower was trained, if it was.
+    """
+    model_args, data_args, training_args = arguments
     inner: Any = model.get_model()
     projector = getattr(inner, "mm_projector", None)
     inner.initialize_vision_modules(model_args)
@@ -221,9 +249,6 @@ def _add_vision(
     tower = model.get_vision_tower()
     assert tower is not None
     # CLIP may have been trained with the base, by the published code; such weights are in no file of CLIP's.
-    trained_with = (
-        model_args.vision_tower_beside if getattr(model.config, "unfreeze_mm_vision_tower", False) else None
-    )
     if trained_with is not None:
         load_trained_tower(model, trained_with)
     if training_args.device.type == "cuda":

@@ -17,7 +17,13 @@ import transformers
 from llava.conversation import conv_templates
 from llava.data.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.errors import UserError
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    given_options,
+    parse_arguments,
+)
 from llava.train.checkpoint import (
     check_output_folder,
     check_resumable,
@@ -50,7 +56,7 @@ __all__ = [
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says, from the last full checkpoint of the output folder if it has one.
+    """Train as the command line says, from the last complete checkpoint of the output folder if it has one.
 
     Args:
         attn_implementation: ``flash_attention_2`` to ask for it.
@@ -62,13 +68,14 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     model_args, data_args, training_args = parse_arguments(argv)
     check_output_folder(training_args.output_dir)
     with lock_output_dir(training_args.output_dir) if training_args.should_save else nullcontext():
-        _train(model_args, data_args, training_args, attn_implementation)
+        _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
 
 
 def _train(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
+    given: frozenset[str],
     attn_implementation: str | None,
 ) -> None:
     """Train in an output folder that is this run's alone."""
@@ -77,7 +84,7 @@ def _train(
         under_deepspeed = bool(training_args.deepspeed)
         check_resumable(checkpoint, training_args.saves, training_args.world_size, under_deepspeed)
     template = conv_templates[template_of_version(model_args.version)]
-    base = read_base(model_args, data_args)
+    base = read_base(model_args, data_args, given)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)

@@ -15,7 +15,7 @@ from llava.model import checkpoint_files
 from llava.model.builder import load_pretrained_model
 from llava.train import arguments
 from llava.train import train as train_module
-from llava.train.arguments import parse_arguments
+from llava.train.arguments import given_options, parse_arguments
 from llava.train.data import make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base
@@ -31,7 +31,9 @@ PROJECTOR = [f"model.mm_projector.{layer}.{part}" for layer in (0, 2) for part i
 def set_up(argv: list[str]):
     """Build model, data and trainer as `train` does, without training."""
     model_args, data_args, training_args = parse_arguments(argv)
-    model, tokenizer = build_model(model_args, data_args, training_args, read_base(model_args, data_args))
+    model, tokenizer = build_model(
+        model_args, data_args, training_args, read_base(model_args, data_args, given_options(argv))
+    )
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     template = conv_templates["plain" if model_args.version == "plain" else "v1"]
     module = make_supervised_data_module(tokenizer, data_args, template=template)
