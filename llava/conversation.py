@@ -382,7 +382,7 @@ DEFAULT_TEMPLATE = "vicuna_v1"
 
 
 def choose_template(configured: str | None, model_name: str) -> str:
-    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name (D9)."""
+    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name."""
     if configured:
         return configured
     name = model_name.lower()

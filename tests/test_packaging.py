@@ -69,7 +69,7 @@ def test_every_extra_that_a_sentence_names_exists(wheel: zipfile.ZipFile):
 
 @pytest.mark.slow
 def test_importing_any_module_says_and_changes_nothing():
-    """Rule 8 of the design: no output, no log handlers, no open files, wherever an import begins."""
+    """Importing does nothing: no output, no log handlers, no open files, wherever it begins."""
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in (ROOT / "llava").rglob("*.py")

@@ -286,7 +286,7 @@ def read_llava_config(
         UserError: If the model is of another family.
     """
     values, path = read_config(folder), folder / "config.json"
-    # transformers has a Llava of its own under the name "llava" (facts 10), so the type is read here and not
+    # transformers has a Llava of its own under the name "llava", so the type is read here and not
     # by it.
     model_type = values.get("model_type", "llama")
     if model_type not in SUPPORTED_MODEL_TYPES:

@@ -1,4 +1,4 @@
-"""Finding and reading weight files: safetensors first, otherwise pickles of nothing but tensors (D11).
+"""Finding and reading weight files: safetensors first, otherwise pickles of nothing but tensors.
 
 A checkpoint is a stranger's folder: nothing is read that lies outside of it, whatever its files say.
 """

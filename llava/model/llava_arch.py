@@ -55,8 +55,8 @@ class LlavaMetaModel:
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
         """Give the model the tower, projector and reduction that training asked for.
 
-        What the arguments say wins over the checkpoint's config: it is what trains and what is saved (facts
-        B7).
+        What the arguments say wins over the checkpoint's config: it is what trains and what is saved, where
+        the published code trained with the one and saved the other.
 
         Args:
             model_args: Anything with LLaVA's ``ModelArguments``.

@@ -1,4 +1,4 @@
-"""From a folder to a model: what a checkpoint is comes from its files and its config, not its name (D9)."""
+"""From a folder to a model: what a checkpoint is comes from its files and its config, not its name."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ def _apply_trained(model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Foun
     Raises:
         UserError: If it does not fit.
     """
-    # A published TRIM run also stored its frozen CLIP here (facts B5); CLIP comes from its own folder.
+    # A published TRIM run also stored its frozen CLIP here; CLIP comes from its own folder.
     trained = {name: value for name, value in found.beside.items() if TOWER not in name}
     _match_vocabulary(model, trained)
     unexpected = _fill(model, trained, found.folder / NON_LORA_FILE)

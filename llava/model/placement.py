@@ -73,7 +73,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
 
 
 def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Read a dtype; None is float32 on a CPU, float16 elsewhere (D13).
+    """Read a dtype; None is float32 on a CPU, where 16 bits change which patches stay, float16 elsewhere.
 
     Raises:
         UserError: If the name is not one of the accepted ones.

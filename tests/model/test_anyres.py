@@ -1,4 +1,4 @@
-"""Crops of a high-resolution picture, arranged as LLaVA-1.6 reads them (facts B11: TRIM lost the tiles)."""
+"""Crops of a high-resolution picture, arranged as LLaVA-1.6 reads them (published TRIM loses the tiles)."""
 
 from types import SimpleNamespace
 

@@ -140,7 +140,7 @@ def test_lora_with_base(checkpoint_copy, base, loaded):
     folder = base.parent / "llava-tiny-lora"
     lora = write_lora(folder)
     trained = {name: tensor.clone() for name, tensor in lora.state_dict().items() if "mm_projector" in name}
-    # What a published TRIM run stores besides (facts B5); it must not replace CLIP's own weights.
+    # What a published TRIM run stores besides, its frozen CLIP; it must not replace CLIP's own weights.
     trained["base_model.model.model.vision_tower.vision_tower.visual_projection.weight"] = torch.zeros(24, 48)
     torch.save(trained, folder / "non_lora_trainables.bin")
     assert checkpoint_kind(folder) is CheckpointKind.LORA
@@ -194,7 +194,7 @@ def test_an_authors_local_tower_folder_is_replaced(checkpoint_copy):
 def test_tower_weights_of_a_checkpoint_count_only_if_it_trained_them(checkpoint_copy, loaded):
     folder = checkpoint_copy(mm_vision_tower=str(TINY_CLIP))
     weights = weights_of(folder)
-    prefix = "model.vision_tower.vision_tower.vision_model."  # the old keys (facts 10)
+    prefix = "model.vision_tower.vision_tower.vision_model."  # the keys of older transformers
     clip = load_file(TINY_CLIP / "model.safetensors")
     vision = {name: tensor for name, tensor in clip.items() if name.startswith("vision_model.")}
     weights |= {prefix + name.removeprefix("vision_model."): tensor * 0.5 for name, tensor in vision.items()}

@@ -116,7 +116,7 @@ def test_outliers_by_hand():
     relevance = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6, 7, 12.5]])
     kept = keep_outliers(relevance)
     assert kept[1].nonzero().flatten().tolist() == [8]
-    # Where nothing stands out the most relevant patch stays (facts B1: the published code crashed).
+    # Where nothing stands out the most relevant patch stays (the published code crashes there).
     assert kept[0].nonzero().flatten().tolist() == [8]
 
 
