@@ -73,7 +73,8 @@ def process_images(
             ``anyres`` (tiles, with ``image_grid_pinpoints``), or anything else for CLIP's resize and crop.
 
     Returns:
-        Pixels (B, 3, H, W), with ``anyres`` (B, 1 + tiles, 3, H, W); a list where the shapes differ.
+        Pixels (B, 3, height, width), with ``anyres`` (B, 1 + tiles, 3, height, width); a list where the
+        shapes differ.
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
@@ -85,7 +86,7 @@ def process_images(
 
 
 def process_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> Tensor:
-    """Turn one image into pixels (3, H, W); ``pad`` makes it square first, see `process_images`."""
+    """Turn one image into pixels (3, height, width); ``pad`` makes it square first, see `process_images`."""
     if aspect_ratio == "pad":
         image = expand2square(image, mean_color(image_processor))
     _refuse_strips(image, image_processor)
@@ -178,7 +179,7 @@ def process_anyres_image(
         grid_pinpoints: Resolutions to choose from, or their Python literal.
 
     Returns:
-        Pixels (1 + tiles, 3, H, W).
+        Pixels (1 + tiles, 3, height, width).
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
     resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))

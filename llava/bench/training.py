@@ -116,7 +116,7 @@ class Trainee:
         return Step(seen["tokens"], seen["ms"], forward, backward, optimizer, peak)
 
     def _batch(self, text_tokens: int, side: int) -> dict[str, Any]:
-        """Make a sample: ids and labels (1, L), pixels (1, 3, H, W), and a new question."""
+        """Make a sample: ids and labels (1, L), pixels (1, 3, height, width), and a new question."""
         self.steps += 1
         ids = torch.randint(3, self.model.config.vocab_size, (1, text_tokens + 1), device=self.device)
         labels = ids.clone()

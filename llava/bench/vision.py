@@ -46,7 +46,7 @@ def measure(tower: CLIPVisionTower, batch: int, repeats: int) -> dict[str, float
 
 
 def measure_once(tower: CLIPVisionTower, pixels: torch.Tensor) -> dict[str, float]:
-    """Return the milliseconds of each stage for pixels (B, 3, H, W)."""
+    """Return the milliseconds of each stage for pixels (B, 3, height, width)."""
     tower.clear_text_cache()
     watch, laps = Stopwatch(tower.device), {}
     patches = tower.encode(pixels)

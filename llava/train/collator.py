@@ -20,8 +20,8 @@ class DataCollatorForSupervisedDataset:
 
     Attributes:
         tokenizer: Gives the pad id and the length beyond which a sample is cut.
-        blank_image: Pixels (3, H, W) for a batch without images, so that every rank runs the projector
-            (ZeRO-3 waits for all of them); ``None`` where there is no vision tower.
+        blank_image: Pixels (3, height, width) for a batch without images, so that every rank runs the
+            projector (ZeRO-3 waits for all of them); ``None`` where there is no vision tower.
         counts_skipped: Whether batches say how many samples were left out of them.
     """
 
@@ -38,7 +38,7 @@ class DataCollatorForSupervisedDataset:
 
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, L); for a multimodal model also ``images``,
-            stacked (I, 3, H, W) if their shapes agree, and ``texts``, one entry per image. If
+            stacked (I, 3, height, width) if their shapes agree, and ``texts``, one entry per image. If
             ``counts_skipped``, also ``skipped``, a number.
         """
         kept = [instance for instance in instances if "skipped" not in instance]

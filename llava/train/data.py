@@ -27,7 +27,7 @@ IMAGE_WORDS = 128
 """What an image counts in `LazySupervisedDataset.lengths`, in words."""
 
 Sample = dict[str, Any]
-"""``input_ids`` and ``labels`` (L,); with an image also ``image`` (3, H, W) and ``text``, what CLIP reads.
+"""``input_ids`` and ``labels`` (L,); with an image also ``image`` (3, height, width) and ``text``, for CLIP.
 
 Or ``skipped`` alone: the sentence that says why the record is left out.
 """
@@ -142,7 +142,7 @@ class LazySupervisedDataset(Dataset):
         return {"skipped": sentence}
 
     def _pixels(self, path: Path) -> Tensor:
-        """Open an image and turn it into pixels, (3, H, W)."""
+        """Open an image and turn it into pixels, (3, height, width)."""
         image: Image.Image = load_image(path)
         ratio = self.data_args.image_aspect_ratio
         return process_image(image, self.data_args.image_processor, "pad" if ratio == "pad" else None)
@@ -154,7 +154,7 @@ def count_words(record: Record) -> int:
 
 
 def blank_image(data_args: DataArguments) -> Tensor | None:
-    """Return pixels (3, H, W) for batches without an image, or ``None`` for a language model."""
+    """Return pixels (3, height, width) for batches without an image, or ``None`` for a language model."""
     if not data_args.is_multimodal:
         return None
     crop = data_args.image_processor.crop_size

@@ -69,7 +69,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             past_key_values: Cache of earlier positions; newer versions of transformers pass it as ``cache``.
             inputs_embeds: (B, T, H) instead of ids and images.
             labels: (B, L); visual tokens are never supervised.
-            images: Pixels of all images, (I, 3, H, W) or a list.
+            images: Pixels of all images, (I, 3, height, width) or a list.
             image_sizes: Width and height of the images in pixels, for ``anyres``.
             texts: The question per image, several per image while training; read from the ids if missing.
             **kwargs: Llama's other arguments.
@@ -115,7 +115,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             inputs: Ids (B, L), padded on either side; also accepted as ``input_ids``.
-            images: Pixels of all images, (I, 3, H, W) or a list.
+            images: Pixels of all images, (I, 3, height, width) or a list.
             image_sizes: Width and height of the images in pixels, for ``anyres``.
             texts: The question per image; read from the ids if missing.
             **kwargs: ``attention_mask`` (B, L), or ``inputs_embeds`` (B, T, H) instead of ids, and

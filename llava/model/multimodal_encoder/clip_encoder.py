@@ -184,7 +184,7 @@ class CLIPVisionTower(nn.Module):
         """See a batch of images and keep what matters for their questions.
 
         Args:
-            images: Pixels in any floating-point dtype, (B, 3, H, W).
+            images: Pixels in any floating-point dtype, (B, 3, height, width).
             texts: The question of each image; one for all of them may be given alone. Several texts for one
                 image count by the average of their dot products.
 
@@ -198,7 +198,7 @@ class CLIPVisionTower(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the patch features of (B, 3, H, W) pixels at the selected layer, (B, N, D)."""
+        """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D)."""
         images = images.to(device=self.device, dtype=self.dtype)
         # The encoder ends at the selected layer, so its last hidden state is the one to read.
         with without_autocast(self.device):
@@ -213,7 +213,7 @@ class CLIPVisionTower(nn.Module):
         texts: Sequence[ImageText] | str | None,
         reducer: Reducer | None = None,
     ) -> VisualTokens:
-        """Reduce (B, N, D) patches of (B, 3, H, W) images by the reducer in force or, once, by another."""
+        """Reduce (B, N, D) patches of (B, 3, height, width) images by the tower's reducer or, once, another."""
         if reducer is None:
             reducer = self.token_reduction
         relevance = partial(self._relevance, patches, texts)

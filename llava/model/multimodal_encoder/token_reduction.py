@@ -146,7 +146,7 @@ class ReducerInputs:
 
     Attributes:
         patches: Patch features of the tower, (B, N, D).
-        pixels: What the tower saw, (B, 3, H, W).
+        pixels: What the tower saw, (B, 3, height, width).
         relevance: Computes the relevance of each patch to the question, float32 (B, N), or raises `UserError`
             if no question was given; called only by reducers that ask for it.
     """
@@ -351,7 +351,7 @@ class Random:
 
 
 def _random_ranking(pixels: Tensor, patches: int) -> Tensor:
-    """Draw one number per patch, (patches,), the same ones whenever the same pixels (3, H, W) are seen."""
+    """Draw one number per patch, (patches,), the same for the same pixels (3, height, width)."""
     seed = zlib.crc32(pixels.detach().float().cpu().contiguous().numpy().tobytes())
     return torch.rand(patches, generator=torch.Generator().manual_seed(seed))
 
