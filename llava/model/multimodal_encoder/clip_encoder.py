@@ -213,7 +213,7 @@ class CLIPVisionTower(nn.Module):
         texts: Sequence[ImageText] | str | None,
         reducer: Reducer | None = None,
     ) -> VisualTokens:
-        """Reduce (B, N, D) patches of (B, 3, height, width) images by the tower's reducer or, once, another."""
+        """Reduce (B, N, D) patches of (B, 3, height, width) images by the tower's reducer or by another."""
         if reducer is None:
             reducer = self.token_reduction
         relevance = partial(self._relevance, patches, texts)
