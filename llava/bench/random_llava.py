@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from llava.bench.random_clip import VIT_L_14_336, write_random_clip
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.vision_settings import VisionSettings
 
 # Llama's proportions. 1b is what the published code's speed was measured with (1.25 billion parameters), the
 # others are those of Vicuna.
@@ -38,7 +38,7 @@ LANGUAGE_MODELS = {
 def random_language_model(
     sizes: dict[str, int], device: torch.device, dtype: torch.dtype
 ) -> LlavaLlamaForCausalLM:
-    """Make a LLaVA without eyes, on the device and in the type it is to have.
+    """Make a LLaVA without vision, on the device and in the dtype it is to have.
 
     Args:
         sizes: Arguments of `LlavaConfig`, such as a value of `LANGUAGE_MODELS`.
@@ -63,13 +63,6 @@ def add_random_vision_tower(model: LlavaLlamaForCausalLM, clip: dict = VIT_L_14_
         clip: Arguments of `CLIPConfig`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        settings = SimpleNamespace(
-            vision_tower=str(write_random_clip(Path(folder), clip)),
-            mm_vision_select_layer=-2,
-            mm_vision_select_feature="patch",
-            mm_vision_token_reduce_func="TRIM:-1",  # with the text tower
-            mm_patch_merge_type="flat",
-            mm_projector_type="mlp2x_gelu",
-            pretrain_mm_mlp_adapter=None,
-        )
-        model.get_model().initialize_vision_modules(settings)
+        tower = str(write_random_clip(Path(folder), clip))
+        # With the reduction the text encoder is loaded.
+        model.get_model().add_vision(VisionSettings(tower, token_reduction="TRIM:-1"))

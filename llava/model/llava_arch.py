@@ -26,6 +26,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.prompt_encoder import Images, PromptEncoder
 from llava.model.sharding import gathered_parameters
 from llava.model.splice import ImageText
+from llava.model.vision_settings import VisionSettings
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 
 
@@ -66,19 +67,26 @@ class LlavaMetaModel:
             UserError: If a setting is not accepted, or the projector file does not fit.
         """
         del fsdp
+        projector = model_args.pretrain_mm_mlp_adapter
+        settings = VisionSettings.of(model_args, self.config)
+        self.add_vision(settings, None if projector is None else Path(projector))
+
+    def add_vision(self, settings: VisionSettings, projector: Path | None = None) -> None:
+        """Give the model a vision tower and a projector.
+
+        Args:
+            settings: Win over the config.
+            projector: File to fill the projector from.
+
+        Raises:
+            UserError: If a setting is not accepted, or the projector file does not fit.
+        """
         config = self.config
         old_projector = (
             getattr(config, "mm_projector_type", None) or "linear",
             getattr(config, "mm_hidden_size", None),
         )
-        config.mm_vision_tower = model_args.vision_tower or config.mm_vision_tower
-        config.mm_vision_select_layer = model_args.mm_vision_select_layer
-        config.mm_vision_select_feature = model_args.mm_vision_select_feature
-        config.mm_vision_token_reduce_func = model_args.mm_vision_token_reduce_func
-        config.mm_patch_merge_type = model_args.mm_patch_merge_type
-        config.mm_projector_type = getattr(model_args, "mm_projector_type", None) or "linear"
-        config.use_mm_proj = True
-
+        settings.write(config)
         module: Any = self
         placed = next(module.parameters())
         self.vision_tower = build_vision_tower(config, delay_load=True)
@@ -93,9 +101,8 @@ class LlavaMetaModel:
             self.mm_projector.to(device=placed.device, dtype=placed.dtype)
         # A base model may have been loaded with everything frozen.
         self.mm_projector.requires_grad_(True)
-        if model_args.pretrain_mm_mlp_adapter is not None:
-            path = Path(model_args.pretrain_mm_mlp_adapter)
-            load_projector(self.mm_projector, read_tensors(path), path)
+        if projector is not None:
+            load_projector(self.mm_projector, read_tensors(projector), projector)
 
     def detach_vision_tower(self) -> None:
         """Take the tower out of the model's tree of modules, for training; it is used as before.
