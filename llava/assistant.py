@@ -220,7 +220,7 @@ class Assistant:
 
         Requests are taken, and their images read, a few at a time, so that millions run in bounded memory; an
         image that several of them share is encoded once. A request that cannot be answered yields its error
-        in its place, and the others go on.
+        in its place, and the others continue.
 
         Args:
             requests: Taken one after the other.

@@ -1,7 +1,7 @@
 """Sentinel ids, special tokens and timings that LLaVA's checkpoints, prompts and servers agree on."""
 
 IGNORE_INDEX = -100
-"""Label of a position that is not learned (PyTorch's cross-entropy skips it)."""
+"""Label of a position that is not supervised (PyTorch's cross-entropy skips it)."""
 
 IMAGE_TOKEN_INDEX = -200
 """Stands in the prompt's ids where an image's visual tokens are spliced in; no vocabulary holds it."""

@@ -26,7 +26,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
     """Decode an image from base64, as questions of MMBench and requests to a server carry it.
 
     Args:
-        image: Base64; line breaks and other blanks in it are not read.
+        image: Base64; line breaks and other whitespace in it are not read.
 
     Raises:
         UserError: If this is not base64 or not an image.

@@ -1,6 +1,6 @@
 """Llama's tokenizer as SentencePiece itself splits text, with the character span of every piece.
 
-The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other ids around blanks and after
+The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other ids around spaces and after
 ``</s>`` than the one LLaVA was trained with; this one drives the SentencePiece library directly.
 """
 

@@ -26,7 +26,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.utils import exit_on_user_error
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ANSWER_TOKENS = 32
 QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "Describe the image.")
 
@@ -83,9 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=positive, default=16, help="pairs in a batch (default: 16)")
     parser.add_argument("--question", action="append", help="question to ask, may be repeated")
     options = parser.parse_args(arguments)
-    paths = sorted(path for path in Path(options.images).glob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in Path(options.images).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise MissingFileError(f"no images in {options.images!r} (looked for {', '.join(PICTURES)})")
+        raise MissingFileError(f"no images in {options.images!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
     assistant = load_assistant(options)
     tower = assistant.model.get_vision_tower()
     assert tower is not None

@@ -27,7 +27,7 @@ from llava.train.lora import LoraSettings, add_lora
 from llava.train.model_setup import TrainedParts, freeze
 from llava.utils import exit_on_user_error
 
-LEARNED_TOKENS = 20  # of the text: its end, where an answer stands
+SUPERVISED_TOKENS = 20  # of the text: its end, where an answer stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ class Trainee:
         self.model.get_model().detach_vision_tower()
         for parameter in self.model.get_model().mm_projector.parameters():
             parameter.data = parameter.data.float()
-        learned = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=2e-4, weight_decay=0.0)
+        trained = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
         self.device, self.dtype = device, dtype
         self.steps = 0
         self.wrapped.train()
@@ -120,7 +120,7 @@ class Trainee:
         self.steps += 1
         ids = torch.randint(3, self.model.config.vocab_size, (1, text_tokens + 1), device=self.device)
         labels = ids.clone()
-        labels[:, :-LEARNED_TOKENS] = IGNORE_INDEX
+        labels[:, :-SUPERVISED_TOKENS] = IGNORE_INDEX
         ids[:, 1] = IMAGE_TOKEN_INDEX
         return {
             "input_ids": ids,
@@ -182,8 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help="of the frozen weights (default: float32)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    if options.text_tokens <= LEARNED_TOKENS:
-        raise UserError(f"--text-tokens is {options.text_tokens}; accepted: more than {LEARNED_TOKENS}")
+    if options.text_tokens <= SUPERVISED_TOKENS:
+        raise UserError(f"--text-tokens is {options.text_tokens}; accepted: more than {SUPERVISED_TOKENS}")
     for reduction in options.token_reduction:
         parse_reduction(reduction)  # before minutes go into making a model
     device = parse_device(options.device)

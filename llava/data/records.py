@@ -135,7 +135,7 @@ def fatal_problems(problems: Sequence[Problem], records: Sequence[Any], on_bad_i
     Args:
         problems: Of these records.
         records: Of one data file.
-        on_bad_image: ``skip`` lets a run go on without the images that are bad, as long as one is good.
+        on_bad_image: ``skip`` lets a run continue without the images that are bad, as long as one is good.
     """
     wrong = [problem for problem in problems if problem.fault is Fault.RECORD]
     images = sum(isinstance(record, dict) and "image" in record for record in records)

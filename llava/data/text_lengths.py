@@ -110,18 +110,18 @@ class Ruler:
         return Measure(length, learns, len(sizes), sum(size > self.clip.limit for size in sizes))
 
     def _words(self, record: Record) -> tuple[int, bool]:
-        """Count words; where tokens will be cut is unknown, so any answer counts as learned."""
+        """Count words; where tokens will be cut is unknown, so any answer counts as supervised."""
         segments = render(record["conversations"], self.template)
         return count_words(record), any(segment.supervised for segment in segments)
 
     def _tokens(self, record: Record) -> tuple[int, bool]:
-        """Count tokens, and look for a learned one before the cut."""
+        """Count tokens, and look for a supervised one before the cut."""
         assert self.tokenizer is not None
         sample = encode_record(record, self.tokenizer, self.data_args, self.template)
         visual = self.clip.patches if self.clip else 0
         ends = torch.where(sample["input_ids"] == IMAGE_TOKEN_INDEX, visual, 1).cumsum(0)
-        learned = (sample["labels"] != IGNORE_INDEX) & (ends <= self.limit)
-        return int(ends[-1]), bool(learned.any())
+        supervised = (sample["labels"] != IGNORE_INDEX) & (ends <= self.limit)
+        return int(ends[-1]), bool(supervised.any())
 
 
 def make_ruler(

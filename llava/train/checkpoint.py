@@ -211,7 +211,7 @@ def load_parts(model: nn.Module, path: Path) -> None:
 
 
 def save_final(trainer: Any) -> None:
-    """Write the result of a run into its output folder: a full checkpoint, or what of it learned.
+    """Write the result of a run into its output folder: a full checkpoint, or what of it was trained.
 
     As in LLaVA, the projector of a run whose output folder is itself named ``checkpoint-*`` goes to
     ``mm_projector/<name>.bin`` beside that folder.

@@ -34,7 +34,7 @@ class DataCollatorForSupervisedDataset:
 
         Args:
             instances: Of `LazySupervisedDataset`. Skipped ones are left out; if no other is there, the batch
-                is one row in which nothing is learned.
+                is one row in which nothing is supervised.
 
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, L); for a multimodal model also ``images``,

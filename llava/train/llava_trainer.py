@@ -205,7 +205,7 @@ class LLaVATrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; a step in which nothing is learned (all answers cut off) counts 0, not 0/0."""
+        """Compute the loss; a step in which nothing is supervised (all answers cut off) counts 0, not 0/0."""
         count = kwargs.get("num_items_in_batch")
         if count is not None:
             kwargs["num_items_in_batch"] = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

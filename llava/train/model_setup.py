@@ -88,7 +88,7 @@ def read_base(
 ) -> Base:
     """Find the base checkpoint, and let it fill in what the command line leaves open.
 
-    A flag that is given wins; without it a LLaVA checkpoint goes on as it was trained, so that what trains is
+    A flag that is given wins; without it a LLaVA checkpoint is trained on as it was, so that what trains is
     also what is saved.
 
     Args:

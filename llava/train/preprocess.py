@@ -111,8 +111,8 @@ def supervised_tokens(segments: Sequence[Segment], spans: Sequence[tuple[int, in
         segments: The rendered conversation; their texts joined are the tokenized prompt.
         spans: Start and end of every token's characters; empty for tokens that stand for none.
     """
-    learned = [segment.supervised for segment in segments for _ in segment.text]
-    return [start < end and all(learned[start:end]) for start, end in spans]
+    supervised = [segment.supervised for segment in segments for _ in segment.text]
+    return [start < end and all(supervised[start:end]) for start, end in spans]
 
 
 def tokenize_segments(
@@ -126,13 +126,13 @@ def tokenize_segments(
         has_image: Whether ``<image>`` is a placeholder; otherwise it is text like any other.
 
     Returns:
-        Ids (L,) with image sentinels, and labels (L,), ``IGNORE_INDEX`` where nothing is learned.
+        Ids (L,) with image sentinels, and labels (L,), ``IGNORE_INDEX`` where nothing is supervised.
     """
     prompt = "".join(segment.text for segment in segments)
     ids, spans = ids_and_spans(prompt, tokenizer, has_images=has_image)
     input_ids = torch.tensor(ids, dtype=torch.long)
-    learned = torch.tensor(supervised_tokens(segments, spans), dtype=torch.bool)
-    return input_ids, input_ids.masked_fill(~learned, IGNORE_INDEX)
+    supervised = torch.tensor(supervised_tokens(segments, spans), dtype=torch.bool)
+    return input_ids, input_ids.masked_fill(~supervised, IGNORE_INDEX)
 
 
 def preprocess(
@@ -141,7 +141,7 @@ def preprocess(
     has_image: bool = False,
     template: Conversation = default_conversation,
 ) -> dict[str, list[Tensor]]:
-    """Turn conversations into ids and labels: answers and their end marks are learned, nothing else.
+    """Turn conversations into ids and labels: answers and their end marks are supervised, nothing else.
 
     Args:
         sources: Conversations as `preprocess_multimodal` returns them.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A trained LLaVA-1.5 goes on learning, from data of your own: set DATA and IMAGES.
+# A trained LLaVA-1.5 is fine-tuned further, on data of your own: set DATA and IMAGES.
 # All weights but CLIP's learn; with little data, finetune_task_lora.sh is the better choice.
 # The assignments below are defaults of environment variables; --help shows these and all others.
 set -euo pipefail

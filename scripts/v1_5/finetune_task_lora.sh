@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A trained LLaVA-1.5 goes on learning with LoRA, from data of your own: set DATA and IMAGES.
+# A trained LLaVA-1.5 is fine-tuned further with LoRA, on data of your own: set DATA and IMAGES.
 # The projector and an adapter of rank 128 learn; scripts/merge_lora_weights.py makes a full checkpoint of the result.
 # The assignments below are defaults of environment variables; --help shows these and all others.
 set -euo pipefail
