@@ -89,4 +89,7 @@ def test_importing_any_module_says_and_changes_nothing():
         env=environment,
         check=False,
     )
-    assert (output.returncode, output.stdout, output.stderr) == (0, "", "")
+    # Of bitsandbytes, which transformers' Trainer imports where it is there, on CPUs with AVX512-BF16.
+    known = "Failed to load CPU gemm_4bit_forward"
+    said = [line for line in output.stderr.splitlines() if not line.startswith(known)]
+    assert (output.returncode, output.stdout, said) == (0, "", [])
