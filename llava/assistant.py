@@ -329,7 +329,7 @@ class Assistant:
                 conversation.append_message(conversation.roles[0], self._with_placeholders(message, template))
                 words = clip_text(message.text)
         conversation.append_message(conversation.roles[1], None)
-        stop = dict.fromkeys((*request.generation.stop, template.ends[1]))
+        stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
         reducer = request.token_reduction
         assert not isinstance(reducer, str)  # the request has read it
         return _Prompt(
