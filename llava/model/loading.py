@@ -301,6 +301,13 @@ def _load_weights(found: _Found, placement: Placement) -> LlavaLlamaForCausalLM:
             )
     except (SafetensorError, OSError) as error:
         raise UserError(unreadable(source, error)) from None
+    except ValueError as error:
+        if "offload_folder" not in str(error):
+            raise
+        raise UserError(
+            f"the weights of {source} do not fit into the memory of this machine's devices; use --load-4bit "
+            "or --load-8bit"
+        ) from None
     model.config.name_or_path = model.name_or_path = str(source)
     if placement.quantization is not None:
         _avoid_packing_odd_sizes(model)

@@ -17,7 +17,8 @@ from llava.model.checkpoint_files import (
     read_tensors,
     resolve_folder,
 )
-from llava.model.placement import parse_device, parse_dtype
+from llava.model.loading import load_checkpoint
+from llava.model.placement import Placement, parse_device, parse_dtype
 from tests.conftest import TINY_CLIP, TINY_CLIP_SIZES, TINY_LLAVA
 
 IDS = torch.tensor([[1, 313, 746, -200, 1577, 1527]])
@@ -458,3 +459,12 @@ def test_what_the_user_names_is_where_the_user_is(checkpoint_copy, tmp_path, mon
     (folder.parent / TINY_CLIP.name / "config.json").write_text("{}")
     monkeypatch.chdir(elsewhere)
     assert load(folder, vision_tower=TINY_CLIP.name)[1].get_vision_tower().folder == Path(TINY_CLIP.name)
+
+
+def test_a_model_that_would_not_fit_is_one_sentence():
+    """Where `auto` finds no room left, accelerate puts layers on the disk."""
+    parts = ["model.embed_tokens", "model.norm", "model.rotary_emb", "model.mm_projector", "lm_head"]
+    layers = {f"model.layers.{index}": "disk" if index else "cpu" for index in range(3)}
+    device_map = dict.fromkeys(parts, "cpu") | layers
+    with pytest.raises(UserError, match="do not fit into the memory .*--load-4bit"):
+        load_checkpoint(str(TINY_LLAVA), None, Placement(torch.device("cpu"), torch.float32, device_map))
