@@ -296,9 +296,8 @@ def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
         _copy_known_settings(folder, Path(name))
         try:
             tokenizer = tokenizer_class.from_pretrained(name, **options)
-        except (
-            BaseException
-        ) as error:  # each library below has types of its own, tokenizers one beyond `Exception`
+        except BaseException as error:
+            # Each library below has types of its own, tokenizers one beyond `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             if tokenizer_class is LlamaTokenizer and isinstance(error, RuntimeError):

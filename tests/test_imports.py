@@ -4,9 +4,12 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-# Packages and modules that stand on the model.
+# Packages and modules that stand on the model, and those that stand on the engine.
 ABOVE_THE_MODEL = ("assistant", "bench", "data", "engine", "eval", "messages", "serve", "train")
+ABOVE_THE_ENGINE = ("assistant", "serve", "eval", "train")
 
 
 def module_name(path: Path) -> str:
@@ -31,24 +34,16 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
                     yield node.module
 
 
-def test_the_model_knows_nothing_of_what_is_built_on_it():
+@pytest.mark.parametrize(
+    ("package", "above"), [("llava.model", ABOVE_THE_MODEL), ("llava.engine", ABOVE_THE_ENGINE)]
+)
+def test_a_package_knows_nothing_of_what_is_built_on_it(package, above):
     upward = [
         f"{name} imports {imported}"
         for name, path in MODULES.items()
-        if name.startswith("llava.model")
+        if name.startswith(package)
         for imported in imports(path, everywhere=True)
-        if imported.split(".")[1] in ABOVE_THE_MODEL
-    ]
-    assert upward == []
-
-
-def test_the_engine_knows_nothing_of_who_asks():
-    upward = [
-        f"{name} imports {imported}"
-        for name, path in MODULES.items()
-        if name.startswith("llava.engine")
-        for imported in imports(path, everywhere=True)
-        if imported.split(".")[1] in ("assistant", "serve", "eval", "train")
+        if imported.split(".")[1] in above
     ]
     assert upward == []
 

@@ -79,6 +79,22 @@ def _is_side(value: Any) -> bool:
     return _is_whole(value) and 0 < value <= MAX_PIXELS_PER_SIDE
 
 
+def are_pinpoints(value: Any) -> bool:
+    """Whether a value is a list of resolutions that an image may be resized to, or such a list as text."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value) if len(value) < MAX_PIXELS_PER_SIDE else None
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return False
+    return (
+        isinstance(value, list | tuple)
+        and 0 < len(value) <= 64
+        and all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_side, pair)) for pair in value
+        )
+    )
+
+
 def _dtype_named(value: str) -> bool:
     return value.removeprefix("torch.") in ("float16", "bfloat16", "float32", "float64")
 
@@ -155,7 +171,7 @@ LLAVA_KEYS: dict[str, Kind] = {
     "mm_projector_lr": NUMBER,
     "image_grid_pinpoints": (
         f"a list of at most 64 pairs of pixels, width and height up to {MAX_PIXELS_PER_SIDE}",
-        lambda value: are_pinpoints(value),  # noqa: PLW0108 - defined below
+        are_pinpoints,
     ),
 }
 GENERATION_KEYS: dict[str, Kind] = {
@@ -210,22 +226,6 @@ IMAGE_PROCESSOR_KEYS: dict[str, Kind] = {
     "rescale_factor": NUMBER,
     "resample": ("a whole number from 0 to 5", lambda value: _is_whole(value) and 0 <= value <= 5),
 }
-
-
-def are_pinpoints(value: Any) -> bool:
-    """Whether a value is a list of resolutions that an image may be resized to, or such a list as text."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value) if len(value) < MAX_PIXELS_PER_SIDE else None
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return False
-    return (
-        isinstance(value, list | tuple)
-        and 0 < len(value) <= 64
-        and all(
-            isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_side, pair)) for pair in value
-        )
-    )
 
 
 def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, what: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -333,12 +333,15 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: If it is damaged or holds anything but tensors.
     """
-    return {name: shape_of(weight) for name, weight in open_file(path).items()}
+    return shapes_of(open_file(path))
 
 
-def shape_of(weight: StoredWeight) -> tuple[int, ...]:
-    """Return the shape of a weight from `open_weights`, without reading it."""
-    return tuple(weight.shape if isinstance(weight, Tensor) else weight.get_shape())
+def shapes_of(weights: Mapping[str, StoredWeight]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights from `open_weights`, without reading them."""
+    return {
+        name: tuple(weight.shape if isinstance(weight, Tensor) else weight.get_shape())
+        for name, weight in weights.items()
+    }
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -33,7 +33,7 @@ from llava.model.checkpoint_files import (
     own_file,
     read_tensors,
     resolve_folder,
-    shape_of,
+    shapes_of,
     unreadable,
 )
 from llava.model.checkpoint_sizes import check_layers, check_shapes, warn_of_surplus
@@ -94,12 +94,8 @@ def load_checkpoint(
     found = _find(model_path, model_base, vision_tower, token_reduction)
     tokenizer = load_tokenizer(found.source)
     model = _load_weights(found, _quantized_as_trained(placement, found.config))
-    if getattr(found.config, "mm_vision_tower", None) is not None:
-        add_image_tokens(model, tokenizer, found.config)
-    if found.kind is CheckpointKind.PROJECTOR:
-        _apply_projector(model, found, tokenizer)
+    _apply_beside(model, found, tokenizer)
     if found.kind is CheckpointKind.LORA:
-        _apply_trained(model, found)
         model = apply_adapter(model, found.folder)
     model.tokenizer = tokenizer
     tower = _load_tower(model, found, placement, is_beside=vision_tower is None)
@@ -126,20 +122,16 @@ def load_prompt_model(
     found = _find(model_path, model_base, vision_tower, token_reduction)
     tokenizer = load_tokenizer(found.source)
     weights = found.beside | open_weights(found.source)
-    shapes = {name: shape_of(weight) for name, weight in weights.items()}
+    shapes = shapes_of(weights)
     surplus = check_shapes(lambda: LlavaPromptModel(found.config), shapes, found.folder)
     with torch.device("meta"):
         model = LlavaPromptModel(found.config).requires_grad_(False)
     own = {name: weights[name][...].to(placement.dtype) for name in shapes.keys() - surplus}
     model.load_state_dict(own, assign=True)
     model.to(placement.device)
-    if getattr(found.config, "mm_vision_tower", None) is not None:
-        add_image_tokens(model, tokenizer, found.config)
-    if found.kind is CheckpointKind.PROJECTOR:
-        _apply_projector(model, found, tokenizer)
     if found.kind is CheckpointKind.LORA:
         refuse_adapted_embeddings(found.folder)
-        _apply_trained(model, found)
+    _apply_beside(model, found, tokenizer)
     model.tokenizer = tokenizer
     _load_tower(model, found, placement, is_beside=vision_tower is None)
     return model.eval()
@@ -333,7 +325,7 @@ def _check_fit(found: _Found, weights: dict[str, StoredWeight]) -> None:
         UserError: If weights are missing or of another shape.
     """
     config, folder = found.config, found.folder
-    shapes = {name: shape_of(weight) for name, weight in (found.beside | weights).items()}
+    shapes = shapes_of(found.beside | weights)
     check_layers(config.num_hidden_layers, shapes, "model.layers.", folder)
     if config.tie_word_embeddings and "model.embed_tokens.weight" in shapes:
         shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])
@@ -359,6 +351,22 @@ def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tenso
     if any(name.startswith("model.model.") for name in trained):
         trained = {name.removeprefix("model."): tensor for name, tensor in trained.items()}
     return trained
+
+
+def _apply_beside(
+    model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Load what a checkpoint has beside the base's weights, except for an adapter's layers.
+
+    Raises:
+        UserError: If it does not fit.
+    """
+    if getattr(found.config, "mm_vision_tower", None) is not None:
+        add_image_tokens(model, tokenizer, found.config)
+    if found.kind is CheckpointKind.PROJECTOR:
+        _apply_projector(model, found, tokenizer)
+    if found.kind is CheckpointKind.LORA:
+        _apply_trained(model, found)
 
 
 def _apply_projector(

@@ -17,7 +17,7 @@ from transformers import (
 
 from llava.errors import UserError
 from llava.internals import build_model
-from llava.model.checkpoint_files import StoredWeight, open_weights, shape_of
+from llava.model.checkpoint_files import StoredWeight, open_weights, shapes_of
 from llava.model.checkpoint_sizes import check_layers, check_shapes
 
 ATTENTION = "sdpa"  # never what a config names, which may be a kernel on a hub
@@ -77,7 +77,7 @@ def _load_half(
     Raises:
         UserError: If weights are missing or of another shape.
     """
-    shapes = {name: shape_of(weight) for name, weight in weights.items()}
+    shapes = shapes_of(weights)
     surplus = check_shapes(lambda: build_model(model_class, config, ATTENTION), shapes, folder)
     with init_empty_weights(include_buffers=False):
         model = build_model(model_class, config, ATTENTION)
