@@ -1,0 +1,141 @@
+"""Files of benchmarks: read with errors that say where, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llava.errors import MissingFileError, UserError
+
+JsonObject = dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_jsonl(path: Path, *keys: str) -> list[JsonObject]:
+    """Read a file with one JSON object a line; empty lines do not count.
+
+    Args:
+        path: The file.
+        *keys: What every object must have.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it cannot be read, or a line is not such an object; it is named by its number.
+    """
+    objects = []
+    # Not `splitlines`: JSON texts may hold other line separators than "\n".
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            objects.append(_read_line(line, keys, f"{path}, line {number}"))
+    return objects
+
+
+def require_keys(item: Any, keys: Iterable[str], where: str) -> JsonObject:
+    """Return an object of a file if it is one with these keys.
+
+    Args:
+        item: Maybe an object.
+        keys: What it must have.
+        where: What error messages call it.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not isinstance(item, dict):
+        raise UserError(f"{where} is {item!r:.80}; expected a JSON object")
+    if missing := [key for key in keys if key not in item]:
+        raise UserError(f"{where} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, item))}")
+    return item
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file so that it has its name only when it is complete, making its folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with writing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, document: Any, indent: int | None = None) -> Path:
+    """Write a JSON document as `write_text` does; the errors are its own."""
+    return write_text(path, json.dumps(document, ensure_ascii=False, indent=indent) + "\n")
+
+
+def write_jsonl(path: Path, objects: Iterable[JsonObject]) -> Path:
+    """Write one JSON object a line as `write_text` does; the errors are its own."""
+    return write_text(path, "".join(json_line(item) for item in objects))
+
+
+def json_line(item: JsonObject) -> str:
+    """Return a JSON object as one line, its end included."""
+    return json.dumps(item, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes the file's when the block ends without an error.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def first_file(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of several files that is there.
+
+    Raises:
+        MissingFileError: If none is.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise MissingFileError(f"there is no {' or '.join(names)} in {folder}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _read_line(line: str, keys: Iterable[str], where: str) -> JsonObject:
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    return require_keys(item, keys, where)
