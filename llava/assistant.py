@@ -219,8 +219,8 @@ class Assistant:
         """Answer any number of requests, in their order, each as soon as it and those before it are done.
 
         Requests are taken, and their images read, a few at a time, so that millions run in bounded memory; an
-        image that several of them share is encoded once. A request that cannot be answered yields its error
-        in its place, and the others continue.
+        image that requests one after the other share is encoded once. A request that cannot be answered
+        yields its error in its place, and the others continue.
 
         Args:
             requests: Taken one after the other.
@@ -234,6 +234,7 @@ class Assistant:
         source = iter(requests)
         jobs: deque[_Job] = deque()
         running: dict[int, _Job] = {}
+        encoded: Encoded = {}
         is_exhausted = False
         try:
             while jobs or not is_exhausted:
@@ -244,7 +245,10 @@ class Assistant:
                 if not is_exhausted and (room >= (batch_size + 1) // 2 or not running):
                     taken = list(islice(source, room))
                     is_exhausted = len(taken) < room
-                    begun = self._begin(taken)
+                    begun = self._begin(taken, encoded)
+                    # The next ones may begin with the image that these end with; older images are let go.
+                    recent = {_key(source) for request in taken for source in request.images}
+                    encoded = {key: image for key, image in encoded.items() if key in recent}
                     jobs += begun
                     running |= {job.engine_id: job for job in begun if job.result is None}
                 if running:
@@ -335,7 +339,7 @@ class Assistant:
         return _Prompt(
             text=conversation.get_prompt(),
             clip_text=words if request.clip_text is None else request.clip_text,
-            images=tuple(image for message in request.messages for image in message.images),
+            images=request.images,
             reducer=self.encoder.reducer if reducer is None else reducer,
             generation=replace(request.generation, stop=tuple(stop)),
         )

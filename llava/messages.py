@@ -107,6 +107,11 @@ class Request:
                 "turns, the first and the last from the user, maybe after one from system"
             )
 
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """Images of all turns."""
+        return tuple(image for message in self.messages for image in message.images)
+
     @classmethod
     def ask(cls, text: str, *images: ImageSource, **settings: Any) -> Request:
         """Ask one question about images, or about none.

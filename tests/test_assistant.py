@@ -210,6 +210,16 @@ def test_several_questions_about_one_image_encode_it_once(assistant, image, monk
     assert encoded == [1]
 
 
+def test_questions_about_one_image_encode_it_once_across_batches(assistant, pictures, monkeypatch):
+    encoded = count_encodings(assistant, monkeypatch)
+    images = [pictures["img0.png"], pictures["img2.png"]]
+    requests = [ask(f"What is it? {number}", image) for image in images for number in range(7)]
+    results = list(assistant.answer_all(requests, batch_size=2))
+    assert sum(encoded) == 2
+    alone = [assistant.answer_all([request]) for request in requests]
+    assert [answer.text for answer in results] == [next(answers).text for answers in alone]
+
+
 def test_threads_ask_one_assistant_at_once(assistant, pictures):
     images = list(pictures.values())
     questions = ["What is it?", "Is there a bicycle?", "Why?", "How many are there in all?"]

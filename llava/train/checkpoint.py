@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +23,6 @@ from llava.model.checkpoint_files import (
 )
 from llava.model.loading import QUANTIZATION_KEYS
 
-logger = logging.getLogger(__name__)
-
 LORA = "lora_"
 
 
@@ -46,51 +39,6 @@ def check_output_folder(folder: str | Path) -> None:
         raise UserError(f"the output folder {str(folder)!r} cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"the output folder {str(folder)!r} cannot be written")
-
-
-@contextmanager
-def lock_output_dir(folder: str | Path, patience_s: float = 20.0) -> Iterator[None]:
-    """Keep other runs out of an output folder; the claim ends with this process, however it ends.
-
-    Args:
-        folder: It exists.
-        patience_s: How long to wait for another run, in seconds: processes that read data for a run that was
-            killed live on for some of them.
-
-    Raises:
-        UserError: If another run keeps it.
-    """
-    if find_spec("fcntl") is None:  # Windows has no such locks
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        give_up = time.monotonic() + patience_s
-        while not _lock(descriptor):
-            if time.monotonic() > give_up:
-                raise UserError(
-                    f"another run is writing to the output folder {str(folder)!r}: end all of its processes, "
-                    "or choose another --output_dir"
-                )
-            time.sleep(0.5)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open folder, unless another process has; some network file systems have no locks to give."""
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        logger.warning(
-            "the output folder cannot be locked (%s): let no other run write to it", error.strerror
-        )
-    return True
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

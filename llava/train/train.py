@@ -17,6 +17,7 @@ import transformers
 from llava.conversation import conv_templates
 from llava.data.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.errors import UserError
+from llava.folder_lock import lock_folder
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -24,13 +25,7 @@ from llava.train.arguments import (
     given_options,
     parse_arguments,
 )
-from llava.train.checkpoint import (
-    check_output_folder,
-    check_resumable,
-    last_checkpoint,
-    lock_output_dir,
-    save_final,
-)
+from llava.train.checkpoint import check_output_folder, check_resumable, last_checkpoint, save_final
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
@@ -67,7 +62,9 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     """
     model_args, data_args, training_args = parse_arguments(argv)
     check_output_folder(training_args.output_dir)
-    with lock_output_dir(training_args.output_dir) if training_args.should_save else nullcontext():
+    with (
+        lock_folder(training_args.output_dir, "--output_dir") if training_args.should_save else nullcontext()
+    ):
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
 
 
