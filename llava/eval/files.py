@@ -102,12 +102,47 @@ def writing(path: Path) -> Iterator[Path]:
         UserError: If the file cannot be written.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
+    with explaining_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         unfinished.replace(path)
+
+
+@contextmanager
+def explaining_writes(path: Path) -> Iterator[None]:
+    """Turn what the operating system says while a file is written into a sentence about the file.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def move_aside(*paths: Path) -> list[Path]:
+    """Give files and folders names that are free, by the first number that is free for all of them.
+
+    Returns:
+        The new names of those that are there.
+
+    Raises:
+        UserError: If one cannot be renamed.
+    """
+    number = 1
+    while any(_numbered(path, number).exists() for path in paths):
+        number += 1
+    moved = []
+    for path in paths:
+        if path.exists():
+            with explaining_writes(path):
+                moved.append(path.rename(_numbered(path, number)))
+    return moved
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:

@@ -1,0 +1,90 @@
+"""VQAv2 (arXiv:1612.00837): open questions about COCO's photographs; a server scores the test splits."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llava.eval.benchmark import Benchmark, Question, Response
+from llava.eval.benchmarks.vqa import mark, normal_answer, peoples_answers, with_instruction
+from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json
+
+SPLITS = ("test-dev2015", "test2015", "val2014")
+WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def load(folder: Path, split: str) -> list[Question]:
+    """Read the questions of a split, and people's answers where they are public.
+
+    Raises:
+        UserError: If a file is missing or malformed.
+    """
+    annotations = _annotations(folder / f"v2_mscoco_{split}_annotations.json")
+    images = folder / ("val2014" if split.startswith("val") else "test2015")
+    return [
+        Question(
+            id=line["question_id"],
+            text=line["text"],
+            image=images / line["image"],
+            unit=line["image"],
+            group=annotations.get(line["question_id"], {}).get("answer_type", ""),
+            target=peoples_answers(annotations.get(line["question_id"], {})),
+        )
+        for line in _lines(folder, split)
+    ]
+
+
+def export(responses: Sequence[Response], folder: Path, split: str, run_id: str) -> Path:
+    """Write what the server takes: an answer to every question of the whole test, empty where none was asked.
+
+    Raises:
+        UserError: If the file of the whole test is malformed.
+    """
+    everything = read_jsonl(folder / WHOLE_TEST, "question_id") if (folder / WHOLE_TEST).exists() else []
+    answers = {response.question.id: response.text for response in responses}
+    ids: list[str | int] = [line["question_id"] for line in everything] if split.startswith("test") else []
+    return write_json(
+        folder / "answers_upload" / split / f"{run_id}.json", submission(answers, ids or list(answers))
+    )
+
+
+def submission(answers: dict[str | int, str], ids: Iterable[str | int]) -> list[JsonObject]:
+    """Return the document that the server takes."""
+    return [{"question_id": key, "answer": normal_answer(answers.get(key, ""))} for key in ids]
+
+
+def _lines(folder: Path, split: str) -> list[JsonObject]:
+    """Read LLaVA's file of questions, or the official one, whose questions lack the instruction."""
+    official = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
+    path = folder / f"llava_vqav2_mscoco_{split}.jsonl"
+    if path.exists() or not official.exists():
+        return read_jsonl(path, "question_id", "image", "text")
+    return [
+        {
+            "question_id": item["question_id"],
+            "image": f"COCO_{split}_{item['image_id']:012d}.jpg",
+            "text": with_instruction(item["question"]),
+        }
+        for item in require_keys(read_json(official), ("questions",), str(official))["questions"]
+    ]
+
+
+def _annotations(path: Path) -> dict[int, JsonObject]:
+    if not path.exists():
+        return {}
+    items = require_keys(read_json(path), ("annotations",), str(path))["annotations"]
+    return {item["question_id"]: item for item in items}
+
+
+VQAV2 = Benchmark(
+    name="vqav2",
+    title="VQAv2 (Acc)",
+    folder="vqav2",
+    needs=(
+        "llava_vqav2_mscoco_{split}.jsonl|v2_OpenEnded_mscoco_{split}_questions.json",
+        "test2015|val2014",
+    ),
+    load=load,
+    splits=SPLITS,
+    answers="answers/{split}/{id}/merge.jsonl",
+    mark=mark,
+    export=export,
+)

@@ -1,0 +1,57 @@
+"""The processes of a launcher such as ``accelerate launch`` or ``torchrun``, which share the questions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from llava.utils import process_rank
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process and how many there are.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Of all processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def device(self) -> str | None:
+        """Return the device of this process; None leaves the choice, where there is one process only."""
+        if self.count == 1 or not torch.cuda.is_available():
+            return None
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+@contextmanager
+def launched_processes() -> Iterator[Processes]:
+    """Meet the other processes that the launcher has started, if there are any."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not distributed.is_initialized():
+        # They only wait for each other, and maybe for long: one may have the longer answers.
+        distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        yield Processes(process_rank(), count)
+    finally:
+        if count > 1:
+            distributed.destroy_process_group()
