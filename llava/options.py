@@ -38,7 +38,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model-path", help="checkpoint folder or hub id (default: the bundled shapes model)")
     model.add_argument(
-        "--model-base", help="base model of a checkpoint that is a projector or a LoRA adapter"
+        "--model-base",
+        nargs="?",  # LLaVA's scripts pass it without a value where there is no base
+        help="base model of a checkpoint that is a projector or a LoRA adapter",
     )
     model.add_argument("--vision-tower", help="CLIP folder or hub id to use instead of the checkpoint's")
     model.add_argument(

@@ -133,6 +133,7 @@ class Benchmark:
         export: Writes what a server or an official scorer expects, and returns the file: from the responses,
             the benchmark's folder, split and the run's id.
         generation: How answers are written.
+        template: Name of the conversation template.
     """
 
     name: str
@@ -148,3 +149,4 @@ class Benchmark:
     judge: JudgeTask | None = None
     export: Callable[[Sequence[Response], Path, str, str], Path] | None = None
     generation: Generation = field(default_factory=lambda: Generation(max_new_tokens=128))
+    template: str = "vicuna_v1"

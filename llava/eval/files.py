@@ -94,6 +94,19 @@ def json_line(item: JsonObject) -> str:
     return json.dumps(item, ensure_ascii=False) + "\n"
 
 
+def write_score(path: Path, title: str, value: float) -> None:
+    """Put a score into LLaVA's text file of results, in the place of an earlier one of the same title.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with explaining_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if line.split("\t")[0] != title]
+        path.write_text("".join(f"{line}\n" for line in [*kept, f"{title}\t{value:.2f}"]), encoding="utf-8")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes the file's when the block ends without an error.

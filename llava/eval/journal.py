@@ -56,7 +56,7 @@ class Journal:
     @classmethod
     def beside(cls, answers_file: Path) -> Journal:
         """Return the journal of an answers file."""
-        return cls(answers_file.with_suffix(".journal"))
+        return cls(answers_file.with_name(f"{answers_file.name}.journal"))
 
     def lock(self, option: str) -> AbstractContextManager[None]:
         """Keep other runs out of the folder, which is made.

@@ -1,1 +1,10 @@
-"""One file a benchmark."""
+"""One file a benchmark, and the table of them: what is in it can be run by name."""
+
+from llava.eval.benchmark import Benchmark
+from llava.eval.benchmarks.gqa import GQA
+from llava.eval.benchmarks.pope import POPE
+from llava.eval.benchmarks.textvqa import TEXTVQA
+from llava.eval.benchmarks.vizwiz import VIZWIZ
+from llava.eval.benchmarks.vqav2 import VQAV2
+
+BENCHMARKS: tuple[Benchmark, ...] = (GQA, TEXTVQA, POPE, VQAV2, VIZWIZ)

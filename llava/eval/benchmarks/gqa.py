@@ -69,7 +69,7 @@ GQA = Benchmark(
     needs=("llava_gqa_{split}.jsonl", "|".join(QUESTION_FILES), "data/images"),
     load=load,
     splits=SPLITS,
-    answers="answers/{split}/{id}/merge.jsonl",
+    answers="answers/llava_gqa_{split}/{id}/merge.jsonl",
     mark=mark,
     export=export,
 )

@@ -1,6 +1,5 @@
 """TextVQA (arXiv:1904.08920): questions about text in photographs; the prompts quote what OCR has read."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from llava.errors import UserError
@@ -81,11 +80,6 @@ def question_of_prompt(prompt: str) -> str:
         f"{prompt!r:.120} is no prompt of TextVQA; expected a question, an instruction on a line of its own "
         f"and maybe between them a line '{OCR_LINE}...'"
     )
-
-
-def percent_line(samples: int, accuracy: float) -> Sequence[str]:
-    """Return the two lines of LLaVA's report; the accuracy is 0 to 1."""
-    return (f"Samples: {samples}", f"Accuracy: {100 * accuracy:.2f}%")
 
 
 TEXTVQA = Benchmark(

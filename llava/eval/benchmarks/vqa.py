@@ -15,7 +15,7 @@ def mark(response: Response) -> Mark:
     """
     question = response.question
     points = TextVQAAccuracyEvaluator().score(response.text, question.target)
-    return Mark(question.unit, 0.0 if response.error else points, question.group)
+    return Mark(question.unit, points if response.error is None else 0.0, question.group)
 
 
 def normal_answer(text: str) -> str:

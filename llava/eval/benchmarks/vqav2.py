@@ -42,7 +42,7 @@ def export(responses: Sequence[Response], folder: Path, split: str, run_id: str)
     answers = {response.question.id: response.text for response in responses}
     ids: list[str | int] = [line["question_id"] for line in everything] if split.startswith("test") else []
     return write_json(
-        folder / "answers_upload" / split / f"{run_id}.json", submission(answers, ids or list(answers))
+        folder / "answers_upload" / f"llava_vqav2_mscoco_{split}" / f"{run_id}.json", submission(answers, ids or list(answers))
     )
 
 
@@ -84,7 +84,7 @@ VQAV2 = Benchmark(
     ),
     load=load,
     splits=SPLITS,
-    answers="answers/{split}/{id}/merge.jsonl",
+    answers="answers/llava_vqav2_mscoco_{split}/{id}/merge.jsonl",
     mark=mark,
     export=export,
 )
