@@ -23,14 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     refuse_overwriting("--result-upload-file", options.result_upload_file, options.result_file)
-    texts = {
-        line["question_id"]: line["text"] for line in read_jsonl(options.result_file, "question_id", "text")
-    }
+    results = read_jsonl(options.result_file, "question_id", "text")
+    texts = {line["question_id"]: line["text"] for line in results}
     questions = read_jsonl(options.annotation_file, "question_id", "image")
-    answers = {
-        line["image"]: texts[line["question_id"]] for line in questions if line["question_id"] in texts
-    }
-    write_json(options.result_upload_file, submission(answers, [line["image"] for line in questions]))
+    images = {line["question_id"]: line["image"] for line in questions}
+    answers = {image: texts[key] for key, image in images.items() if key in texts}
+    write_json(options.result_upload_file, submission(answers, list(images.values())))
 
 
 if __name__ == "__main__":

@@ -38,12 +38,12 @@ def export(responses: Sequence[Response], folder: Path, split: str, run_id: str)
     Raises:
         UserError: If the file of the whole test is malformed.
     """
-    everything = read_jsonl(folder / WHOLE_TEST, "question_id") if (folder / WHOLE_TEST).exists() else []
     answers = {response.question.id: response.text for response in responses}
-    ids: list[str | int] = [line["question_id"] for line in everything] if split.startswith("test") else []
-    return write_json(
-        folder / "answers_upload" / f"llava_vqav2_mscoco_{split}" / f"{run_id}.json", submission(answers, ids or list(answers))
-    )
+    ids = list(answers)
+    if split.startswith("test") and (folder / WHOLE_TEST).exists():
+        ids = [line["question_id"] for line in read_jsonl(folder / WHOLE_TEST, "question_id")]
+    path = folder / "answers_upload" / f"llava_vqav2_mscoco_{split}" / f"{run_id}.json"
+    return write_json(path, submission(answers, ids))
 
 
 def submission(answers: dict[str | int, str], ids: Iterable[str | int]) -> list[JsonObject]:
