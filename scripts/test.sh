@@ -26,7 +26,7 @@ while [[ $# -gt 0 ]]; do
     esac
     shift
 done
-install_project serve,dev,train,quant
+install_project serve,dev,train,quant,eval
 cd "$repository"
 say "pytest ${selection[*]+"${selection[*]}"} $*"
 "$environment/bin/python" -m pytest ${selection[@]+"${selection[@]}"} "$@"

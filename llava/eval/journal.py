@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 ENTRIES = "rank-*.jsonl"
+LOCK_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Journal:
         """
         with explaining_writes(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        return lock_folder(self.folder, option, patience_s=5.0)
+        return lock_folder(self.folder, option, LOCK_PATIENCE_S)
 
     def open(self, settings: Mapping[str, Any], answers_file: Path) -> None:
         """Make the journal ready for answers made with these settings; for the first process of a run.
