@@ -28,6 +28,7 @@ class Command:
 COMMANDS = (
     Command("ask", "ask one question about an image", "llava.ask"),
     Command("chat", "have a conversation about an image", "llava.serve.cli"),
+    Command("eval", "evaluate a model on benchmarks", "llava.eval.command"),
 )
 
 

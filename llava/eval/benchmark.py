@@ -17,6 +17,9 @@ OPTION_LETTER = "Answer with the option's letter from the given choices directly
 Metrics = dict[str, float]
 """Percentages or points by name, the headline first."""
 
+Messages = list[dict[str, str]]
+"""A chat: each message with its ``role`` and ``content``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -89,14 +92,17 @@ class JudgeTask:
         reviews: Where the records go, below the benchmark's folder; ``{id}`` is the run's.
         temperatures: Of the first request and of each further one, made while replies cannot be read.
         max_tokens: Of a reply.
+        reference_points: Where a reference answer is scored beside the response, reads its points; they
+            become the mark's ``expected``.
     """
 
-    messages: Callable[[Response], list[dict[str, str]]]
+    messages: Callable[[Response], Messages]
     points: Callable[[str], float | None]
     record: Callable[[Response, str], dict[str, Any]]
     reviews: str
     temperatures: tuple[float, ...]
     max_tokens: int
+    reference_points: Callable[[str], float | None] | None = None
 
 
 def accuracy(marks: Sequence[Mark]) -> Metrics:

@@ -2,9 +2,11 @@
 
 from llava.eval.benchmark import Benchmark
 from llava.eval.benchmarks.gqa import GQA
+from llava.eval.benchmarks.llava_bench import LLAVA_BENCH
+from llava.eval.benchmarks.mmvet import MMVET
 from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.textvqa import TEXTVQA
 from llava.eval.benchmarks.vizwiz import VIZWIZ
 from llava.eval.benchmarks.vqav2 import VQAV2
 
-BENCHMARKS: tuple[Benchmark, ...] = (GQA, TEXTVQA, POPE, VQAV2, VIZWIZ)
+BENCHMARKS: tuple[Benchmark, ...] = (GQA, TEXTVQA, MMVET, POPE, VQAV2, VIZWIZ, LLAVA_BENCH)

@@ -72,7 +72,5 @@ def test_a_question_that_the_official_file_lacks_is_named(folder):
 
 def test_without_the_official_file_its_places_are_said(folder):
     (folder / "data" / "questions1.2" / "testdev_balanced_questions.json").unlink()
-    with pytest.raises(
-        MissingFileError, match="no data/testdev_balanced_questions.json or data/q"
-    ):
+    with pytest.raises(MissingFileError, match="no data/testdev_balanced_questions.json or data/q"):
         load(folder, "testdev_balanced")

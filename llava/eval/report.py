@@ -1,0 +1,266 @@
+"""Runs beside each other: scores, what differs from a baseline and how surely, scores over visual tokens."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from llava.errors import MissingFileError, UserError
+from llava.eval.benchmark import Benchmark, Mark
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.files import JsonObject, read_json, write_text, writing
+from llava.eval.intervals import paired_difference
+from llava.utils import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("benchmark", "id", "miniature", "score", "marks", "settings", "cost", "judge", "date")
+KINDS = {False: "Benchmarks", True: "Miniatures of the shapes world"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The results of one id on one kind of data.
+
+    Attributes:
+        id: Of the run.
+        results: By the benchmark's name.
+    """
+
+    id: str
+    results: dict[str, JsonObject]
+
+    @property
+    def reduction(self) -> str:
+        """The setting of the reducer."""
+        return " / ".join(sorted({result["settings"]["reduction"] for result in self.results.values()}))
+
+    @property
+    def visual_tokens(self) -> float | None:
+        """Mean visual tokens of an image, every benchmark counting the same."""
+        tokens = [result["cost"]["visual_tokens"] for result in self.results.values() if result["cost"]]
+        return fmean(tokens) if tokens else None
+
+    def score(self, benchmark: str) -> float | None:
+        """Return the score in a benchmark, if there is one."""
+        result = self.results.get(benchmark)
+        return None if result is None or result["score"] is None else result["score"]["value"]
+
+    def relative_to(self, baseline: Run) -> float | None:
+        """Return the mean, in percent, of this run's scores over those of another, where both have one."""
+        pairs = [(self.score(name), baseline.score(name)) for name in self.results]
+        shares = [own / other for own, other in pairs if own is not None and other]
+        return 100 * fmean(shares) if shares else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs on one kind of data.
+
+    Attributes:
+        title: Of the kind.
+        runs: At least one.
+        baseline: The one that the others are compared with.
+    """
+
+    title: str
+    runs: list[Run]
+    baseline: Run
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``llava eval report``."""
+    parser.add_argument("results", nargs="+", type=Path, help="JSON results, or folders of them")
+    parser.add_argument(
+        "--baseline", metavar="ID", help="compare with this run (default: one with reduction none)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/report"), help="writes OUTPUT.md and OUTPUT.png"
+    )
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Print and write a report.
+
+    Raises:
+        UserError: If there are no results, a file is none, or the report cannot be written.
+    """
+    results = read_results(options.results)
+    known = list(dict.fromkeys(result["id"] for result in results))
+    if options.baseline not in (None, *known):
+        raise UserError(f"there is no run {options.baseline!r}; accepted: {', '.join(known)}")
+    comparisons = [
+        Comparison(title, runs, choose_baseline(runs, options.baseline))
+        for kind, title in KINDS.items()
+        if (runs := collect(results, kind))
+    ]
+    text = "\n".join(map(describe, comparisons))
+    print(printable(text))
+    write_text(options.output.with_suffix(".md"), text)
+    draw(comparisons, options.output.with_suffix(".png"))
+
+
+def read_results(paths: Sequence[Path]) -> list[JsonObject]:
+    """Read results, in folders all that are there.
+
+    Raises:
+        MissingFileError: If there are none.
+        UserError: If a file that was named is none.
+    """
+    results = []
+    for path in paths:
+        if path.is_dir():
+            results += [item for file in sorted(path.rglob("*.json")) if _is_result(item := read_json(file))]
+        elif _is_result(item := read_json(path)):
+            results.append(item)
+        else:
+            raise UserError(f"{path} is no result of llava eval: it lacks one of {', '.join(KEYS)}")
+    if not results:
+        raise MissingFileError(f"there are no results in {', '.join(map(str, paths))}")
+    return results
+
+
+def collect(results: Sequence[JsonObject], miniature: bool) -> list[Run]:
+    """Put the results on one kind of data together by their runs; of two of one benchmark, take the newer."""
+    runs: dict[str, Run] = {}
+    for result in sorted(results, key=lambda result: result["date"]):
+        if result["miniature"] == miniature:
+            runs.setdefault(result["id"], Run(result["id"], {})).results[result["benchmark"]] = result
+    return [runs[name] for name in dict.fromkeys(result["id"] for result in results) if name in runs]
+
+
+def choose_baseline(runs: Sequence[Run], name: str | None) -> Run:
+    """Return the run of this name, else the first without reduction, else the first."""
+    named = [run for run in runs if run.id == name]
+    unreduced = [run for run in runs if run.reduction == "none"]
+    return [*named, *unreduced, *runs][0]
+
+
+def describe(comparison: Comparison) -> str:
+    """Return a report on one kind of data in Markdown: scores, and differences to the baseline."""
+    runs, baseline = comparison.runs, comparison.baseline
+    benchmarks = [item for item in BENCHMARKS if any(item.name in run.results for run in runs)]
+    parts = [f"## {comparison.title}", _scores(comparison, benchmarks)]
+    if others := [run for run in runs if run is not baseline]:
+        parts.append(f"Differences to `{baseline.id}` on the same questions, with 95% intervals:")
+        rows = [
+            [item.title, *(_difference(run.results, baseline.results, item) for run in others)]
+            for item in benchmarks
+        ]
+        parts.append(markdown_table(["", *(f"`{run.id}`" for run in others)], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw relative scores over visual tokens, an axis for each kind of data.
+
+    Args:
+        comparisons: One for each kind.
+        path: PNG file.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no curve is drawn without matplotlib: pip install 'llava[eval]'")
+        return
+    figure = Figure(figsize=(6 * len(comparisons), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(comparisons), squeeze=False)[0]
+    for own, comparison in zip(axes, comparisons, strict=True):
+        _draw_runs(own, comparison)
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
+
+
+def _draw_runs(axes: Axes, comparison: Comparison) -> None:
+    for run in comparison.runs:
+        tokens, relative = run.visual_tokens, run.relative_to(comparison.baseline)
+        if tokens is not None and relative is not None:
+            axes.scatter(tokens, relative, zorder=3)
+            axes.annotate(run.id, (tokens, relative), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set_title(comparison.title)
+    axes.set_xlabel("visual tokens per image")
+    axes.set_ylabel(f"mean score relative to {comparison.baseline.id} (%)")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+
+
+def _scores(comparison: Comparison, benchmarks: Sequence[Benchmark]) -> str:
+    runs, baseline = comparison.runs, comparison.baseline
+    relative = [run.relative_to(baseline) for run in runs]
+    tokens = [run.visual_tokens for run in runs]
+    rows = [
+        *([item.title, *(_cell(run.results.get(item.name)) for run in runs)] for item in benchmarks),
+        ["mean, relative to the first" if baseline is runs[0] else f"mean, relative to `{baseline.id}`"]
+        + ["" if value is None else f"{value:.1f}%" for value in relative],
+        ["reduction", *(f"`{run.reduction}`" for run in runs)],
+        ["visual tokens per image", *("" if value is None else f"{value:.1f}" for value in tokens)],
+    ]
+    return markdown_table(["", *(f"`{run.id}`" for run in runs)], rows)
+
+
+def _cell(result: JsonObject | None) -> str:
+    """Return a score with its interval and failures, or why there is none."""
+    if result is None:
+        return ""
+    failures = f"; {result['failures']} failed" if result.get("failures") else ""
+    score = result["score"]
+    if score is None:
+        why = result["judge"] if isinstance(result["judge"], str) else "for submission"
+        return f"{why}{failures}"
+    return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]{failures}"
+
+
+def _difference(own: dict[str, JsonObject], other: dict[str, JsonObject], benchmark: Benchmark) -> str:
+    if benchmark.name not in own or benchmark.name not in other:
+        return ""
+    first, second = other[benchmark.name], own[benchmark.name]
+    if first["score"] is None or second["score"] is None:
+        return ""
+    if first["settings"]["questions"] != second["settings"]["questions"] or not _are_paired(first, second):
+        return "other questions"
+    if _judged_by(first) != _judged_by(second):
+        return "another judge"
+    found = paired_difference(_marks(first), _marks(second), _headline(benchmark))
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _are_paired(first: JsonObject, second: JsonObject) -> bool:
+    """Tell whether the marks of two results are of the same questions; failed reviews leave gaps."""
+    judged = [result["judge"] for result in (first, second) if result["judge"] is not None]
+    return len(first["marks"]) == len(second["marks"]) and not any(item["failures"] for item in judged)
+
+
+def _judged_by(result: JsonObject) -> tuple[str, str] | None:
+    judge = result["judge"]
+    return None if judge is None else (judge["judge"], judge["prompt_hash"])
+
+
+def _headline(benchmark: Benchmark) -> Callable[[Sequence[Mark]], float]:
+    return lambda marks: next(iter(benchmark.metrics(marks).values()))
+
+
+def _marks(result: JsonObject) -> list[Mark]:
+    return [Mark(*mark) for mark in result["marks"]]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown whose columns line up."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _is_result(item: object) -> bool:
+    return isinstance(item, dict) and all(key in item for key in KEYS)

@@ -1,0 +1,122 @@
+"""A benchmark from question to score: what a result says, and what is said of failures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llava.errors import MissingFileError, UserError
+from llava.eval.benchmark import Mark
+from llava.eval.benchmarks.gqa import GQA
+from llava.eval.benchmarks.pope import POPE
+from llava.eval.benchmarks.vqav2 import VQAV2
+from llava.eval.evaluate import Choices, describe_scores, evaluate, histogram, summarize
+from llava.eval.files import write_score
+from llava.eval.processes import Processes
+
+ALONE = Processes()
+
+
+@pytest.fixture
+def choices(miniatures, tmp_path, request):
+    name = request.node.name.replace("[", "_").replace("]", "")
+    return Choices(miniatures, name, "shapes", tmp_path / "results" / "llava-v1.5.txt")
+
+
+def test_a_result_says_what_was_measured_and_how(shapes, choices):
+    result = evaluate(GQA, shapes, choices, ALONE)
+    path = choices.results_file.parent / "llava-v1.5" / "gqa.json"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    score = result["score"]
+    assert score["name"] == "accuracy"
+    assert score["low"] < score["value"] <= score["high"] <= 100
+    assert score["value"] > 80  # the model really answers
+    assert result["metrics"].keys() == {"accuracy", "open", "binary"}
+    assert (result["questions"], result["failures"], result["miniature"]) == (30, 0, True)
+    assert result["settings"]["reduction"] == "TRIM:-1"
+    assert result["settings"]["template"] == "vicuna_v1"
+    assert result["settings"]["generation"]["temperature"] == 0
+    cost = result["cost"]
+    assert cost["patches"] == 256
+    assert 10 < cost["visual_tokens"] < 60
+    assert sum(bin["questions"] for bin in cost["visual_tokens_histogram"]) == 30
+    assert cost["milliseconds"]["total_ms"] > cost["milliseconds"]["vision_ms"] > 0
+    assert result["config"]["mm_vision_tower"] == "clip-shapes"
+    assert len(result["versions"]["code"]) == 16
+    assert len(result["marks"]) == 30
+    assert choices.results_file.read_text() == f"GQA (Acc)\t{score['value']:.2f}\n"
+    exported = json.loads((choices.data / "gqa" / "data" / "testdev_balanced_predictions.json").read_text())
+    assert len(exported) == 30
+    assert "GQA (Acc), miniature: " in summarize(result)
+    assert "30 questions; " in summarize(result)
+
+
+def test_a_limited_run_exports_nothing_and_says_how_many_there_are(shapes, choices):
+    result = evaluate(VQAV2, shapes, replace(choices, limit=3), ALONE)
+    assert (result["questions"], result["questions_available"], result["export"]) == (3, 24, None)
+    assert len(result["marks"]) == 3
+
+
+def test_failures_count_as_wrong_and_are_shown(shapes, choices, miniatures, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "gqa").symlink_to(miniatures / "gqa")
+    questions = GQA.load(miniatures / "gqa", "testdev_balanced")
+    broken = replace(
+        GQA, load=lambda *_: [replace(questions[0], image=tmp_path / "none.jpg"), *questions[1:4]]
+    )
+    result = evaluate(broken, shapes, replace(choices, data=data), ALONE)
+    assert result["failures"] == 1
+    assert result["miniature"] is False  # there is no stamp in this folder
+    assert result["first_failures"][0].startswith(f"{questions[0].id}: there is no image file")
+    assert result["marks"][0][1] == 0
+    assert result["score"]["value"] <= 75
+    assert "1 failed, the first: " in summarize(result)
+
+
+def test_without_public_answers_the_submission_is_named(shapes, choices):
+    result = evaluate(VQAV2, shapes, replace(choices, split="test2015"), ALONE)
+    assert result["score"] is None
+    assert "for submission: " in summarize(result)
+    assert len(json.loads(Path(result["export"]).read_text())) == 36
+    assert (choices.results_file.parent / "llava-v1.5" / "vqav2-test2015.json").exists()
+    assert not choices.results_file.exists()
+
+
+def test_what_is_missing_is_said_with_the_folder(shapes, choices, tmp_path):
+    with pytest.raises(MissingFileError, match=r"gqa is not in place: .*gqa lacks llava_gqa_testdev"):
+        evaluate(GQA, shapes, replace(choices, data=tmp_path), ALONE)
+
+
+def test_an_unknown_split_is_refused_with_the_accepted_ones(shapes, choices):
+    with pytest.raises(UserError, match="vqav2 has no split 'dev'; accepted: test-dev2015, test2015"):
+        evaluate(VQAV2, shapes, replace(choices, split="dev"), ALONE)
+    with pytest.raises(UserError, match="pope has no split 'dev'; accepted: none, it has only one"):
+        evaluate(POPE, shapes, replace(choices, split="dev"), ALONE)
+
+
+def test_the_headline_is_the_first_metric():
+    marks = [Mark(str(number), float(number % 4 > 0), "random", "yes") for number in range(40)]
+    described = describe_scores(POPE, marks)
+    # 30 of 40 yes are found and nothing else: precision 1, recall 3/4, F1 = 2 x 0.75 / 1.75.
+    assert described["score"]["name"] == "f1"
+    assert described["score"]["value"] == pytest.approx(100 * 1.5 / 1.75)
+    assert described["metrics"]["random recall"] == 75
+    assert describe_scores(POPE, []) == {"score": None, "metrics": {}}
+
+
+def test_a_histogram_covers_all_numbers_once():
+    assert histogram([]) == []
+    assert histogram([7, 7]) == [{"from": 7, "to": 7, "questions": 2}]
+    bins = histogram(list(range(1, 101)))
+    assert len(bins) <= 16
+    assert (bins[0]["from"], sum(item["questions"] for item in bins)) == (1, 100)
+
+
+def test_a_score_takes_the_place_of_an_earlier_one(tmp_path):
+    path = tmp_path / "all.txt"
+    write_score(path, "POPE (Avg. F1)", 1)
+    write_score(path, "TextVQA (Acc)", 2)
+    write_score(path, "POPE (Avg. F1)", 3.456)
+    assert path.read_text() == "TextVQA (Acc)\t2.00\nPOPE (Avg. F1)\t3.46\n"
