@@ -8,6 +8,7 @@
 #   TOKEN_REDUCTION  settings to compare, such as "none TRIM:-1"; by default each checkpoint's own
 #   MODEL_BASE       base of adapters and projectors
 #   DATA             folder of the benchmarks: playground/data/eval, or miniatures if nothing is in it
+#   MINIATURES       folder of the miniatures: playground/shapes/build/benchmarks
 #   RESULTS          folder of the results: results
 #   GPUS             processes that share the questions: the visible GPUs, or 1 on a CPU
 #   JUDGE_MODEL      model that scores MM-Vet and LLaVA-Bench, at OPENAI_BASE_URL with OPENAI_API_KEY

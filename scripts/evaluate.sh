@@ -35,7 +35,7 @@ choose_data() {
     if [[ -n "${DATA:-}" ]]; then return; fi
     DATA="${root}playground/data/eval"
     if [[ -n "$(ls -- "$DATA" 2>/dev/null)" ]]; then return; fi
-    DATA="${root}playground/shapes/build/benchmarks"
+    DATA="${MINIATURES:-${root}playground/shapes/build/benchmarks}"
     say "no benchmark is in playground/data/eval (its README says where to get them): running miniatures"
     run_python -m playground.shapes.make_benchmarks --output "$DATA" >&2
 }

@@ -130,13 +130,15 @@ def _choose_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     by_name = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     if options.command != ALL:
         benchmark = by_name[options.command]
-        require_data(benchmark, options.data, choose_split(benchmark, options.split))
+        require_data(benchmark, options.data, choose_split(benchmark, options.split, options.data))
         return [benchmark]
     names = options.only or [name for name in by_name if name not in NOT_IN_ALL]
     if unknown := [name for name in names if name not in by_name]:
         raise UserError(f"there is no benchmark {unknown[0]!r}; accepted: {', '.join(by_name)}")
     absent = [
-        name for name in names if missing_of(by_name[name], options.data, choose_split(by_name[name], None))
+        name
+        for name in names
+        if missing_of(by_name[name], options.data, choose_split(by_name[name], None, options.data))
     ]
     if len(absent) == len(names):
         raise UserError(

@@ -12,14 +12,20 @@ DATA = Path("playground/data/eval")
 MINIATURE_FILE = "MINIATURE.json"
 
 
-def choose_split(benchmark: Benchmark, split: str | None) -> str:
-    """Return a split of a benchmark, the default if none is named; empty where there is only one.
+def choose_split(benchmark: Benchmark, split: str | None, data: Path = DATA) -> str:
+    """Return a split of a benchmark; empty where there is only one.
+
+    Args:
+        benchmark: The benchmark.
+        split: Its name; if missing, the first split that is in place, or else the first.
+        data: Folder of all benchmarks.
 
     Raises:
         UserError: If there is no such split.
     """
     if split is None:
-        return benchmark.splits[0] if benchmark.splits else ""
+        in_place = [name for name in benchmark.splits if not missing_of(benchmark, data, name)]
+        return [*in_place, *benchmark.splits, ""][0]
     if split not in benchmark.splits:
         accepted = ", ".join(benchmark.splits) or "none, it has only one"
         raise UserError(f"{benchmark.name} has no split {split!r}; accepted: {accepted}")
@@ -72,6 +78,6 @@ def describe_needs(benchmark: Benchmark) -> str:
 
 def describe_place(benchmark: Benchmark, data: Path) -> str:
     """Return a line about a benchmark: in place, or what is missing."""
-    missing = missing_of(benchmark, data, choose_split(benchmark, None))
+    missing = missing_of(benchmark, data, choose_split(benchmark, None, data))
     state = f"missing in {data / benchmark.folder}: {', '.join(missing)}" if missing else "in place"
     return f"{benchmark.name:<12} {state}"

@@ -96,7 +96,7 @@ def evaluate(
     Raises:
         UserError: If its data or a setting does not serve, or a file cannot be written.
     """
-    split = choose_split(benchmark, choices.split)
+    split = choose_split(benchmark, choices.split, choices.data)
     folder = require_data(benchmark, choices.data, split)
     questions = benchmark.load(folder, split)
     plan = choices.plan(benchmark, folder, split)

@@ -7,15 +7,18 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from llava.errors import UserError
-from llava.eval.benchmark import Question
+from llava.eval.benchmark import Question, Response
 from llava.eval.files import read_jsonl
 from llava.eval.processes import launched_processes
 from llava.eval.runner import Plan, ask_questions
 from llava.mm_utils import get_model_name_from_path
 from llava.options import CommandParser, add_model_options, load_assistant, positive, read_generation
 from llava.utils import refuse_overwriting, setup_logging
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class VqaCommand:
         template: Default of ``--conv-mode``.
         max_new_tokens: Default of the flag of that name.
         adapts_template: Whether a pretrained-only model gets a template with image tags.
+        finish: Does what is left to do when all questions have been answered.
     """
 
     name: str
@@ -41,6 +45,7 @@ class VqaCommand:
     template: str = "llava_v1"
     max_new_tokens: int = 1024
     adapts_template: bool = False
+    finish: Callable[[argparse.Namespace, Sequence[Response]], object] = lambda options, responses: None
 
     def run(self, argv: Sequence[str] | None) -> None:
         """Answer the questions of a chunk.
@@ -66,13 +71,17 @@ class VqaCommand:
         )
         with launched_processes() as processes:
             options.device = options.device or processes.device()
-            ask_questions(questions, load_assistant(options), plan, processes)
+            asked = ask_questions(questions, load_assistant(options), plan, processes)
+            if processes.is_first:
+                self.finish(options, asked.responses)
 
     def _parser(self) -> CommandParser:
         parser = CommandParser(prog=f"python -m llava.eval.{self.name}", description=self.summary)
         parser.add_argument("--image-folder", default="", help="where the images lie (default: here)")
         parser.add_argument(
-            "--question-file", default=self.question_file, help=f"default: {self.question_file}"
+            *("--question-file", "--questions-file"),
+            default=self.question_file,
+            help=f"default: {self.question_file}",
         )
         parser.add_argument("--answers-file", default="answer.jsonl", help="default: answer.jsonl")
         parser.add_argument("--num-chunks", type=positive, default=1, metavar="N", help="default: 1")
@@ -109,7 +118,7 @@ def questions_of(options: argparse.Namespace) -> list[Question]:
     ]
 
 
-def chunk_of(questions: Sequence[Question], count: int, index: int) -> Sequence[Question]:
+def chunk_of(questions: Sequence[T], count: int, index: int) -> Sequence[T]:
     """Return one of several consecutive parts of nearly equal length; the last ones may be empty.
 
     Args:

@@ -236,7 +236,7 @@ def test_two_processes_answer_as_one(miniatures):
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
 def test_batches_answer_as_each_question_alone(benchmark, shapes, miniatures, tmp_path):
-    questions = benchmark.load(miniatures / benchmark.folder, choose_split(benchmark, None))
+    questions = benchmark.load(miniatures / benchmark.folder, choose_split(benchmark, None, miniatures))
     generation = replace(benchmark.generation, max_new_tokens=24)
     answers = []
     for batch_size in (1, 16):

@@ -1,0 +1,137 @@
+"""LLaVA's ``python -m llava.eval.eval_science_qa``: scores a file of answers to ScienceQA's questions."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.benchmark import percent
+from llava.eval.benchmarks.scienceqa import (
+    FAILED,
+    OPTIONS,
+    SCIENCEQA,
+    choice_of,
+    read_letter,
+    read_problems,
+)
+from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json, write_score
+from llava.options import CommandParser
+from llava.utils import exit_on_user_error
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An answer and what it is worth.
+
+    Attributes:
+        question_id: Of the problem.
+        text: The answer; ``FAILED`` where there is none.
+        prompt: Of its record.
+        letter: What it names, or ``FAILED``.
+        choice: Index of that, or -1.
+        answer: Index of the right choice.
+    """
+
+    question_id: str
+    text: str
+    prompt: str
+    letter: str
+    choice: int
+    answer: int
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether an image was shown."""
+        return DEFAULT_IMAGE_TOKEN in self.prompt
+
+    def analysis(self, options: Sequence[str]) -> JsonObject:
+        """Return LLaVA's record for a reader."""
+        return {
+            "question_id": self.question_id,
+            "parsed_ans": self.letter,
+            "ground_truth": options[self.answer],
+            "question": self.prompt,
+            "pred": self.text,
+            "is_multimodal": self.is_multimodal,
+        }
+
+
+def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] = OPTIONS) -> list[Scored]:
+    """Score the answers to all problems of a split; one without an answer counts as wrong.
+
+    Args:
+        base_dir: Folder with ``problems.json`` and ``pid_splits.json``.
+        result_file: Answers of model_vqa_science.
+        split: Of the problems.
+        options: Letters.
+
+    Raises:
+        UserError: If a file is missing or malformed, or there is no such split.
+    """
+    problems = read_problems(base_dir)
+    path = base_dir / "pid_splits.json"
+    ids = require_keys(read_json(path), (split,), str(path))[split]
+    lines = {str(line["question_id"]): line for line in read_jsonl(result_file, "question_id", "text")}
+    scored = []
+    for name in map(str, ids):
+        problem = require_keys(problems.get(name), ("answer", "choices"), f"problem {name} of problems.json")
+        line = lines.get(name, {"text": FAILED})
+        letter = read_letter(line["text"], options)
+        choice = choice_of(letter, len(problem["choices"]), options)
+        scored.append(Scored(name, line["text"], line.get("prompt", ""), letter, choice, problem["answer"]))
+    return scored
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command on the arguments of a command line.
+
+    Raises:
+        UserError: If a file is missing, malformed or cannot be written.
+    """
+    options = _parser().parse_args(argv)
+    scored = score(options.base_dir, options.result_file, options.split, options.options)
+    right = [item for item in scored if item.choice == item.answer]
+    accuracy = percent([float(item.choice == item.answer) for item in scored])
+    on_images = percent([float(item.choice == item.answer) for item in scored if item.is_multimodal])
+    print(
+        f"Total: {len(scored)}, Correct: {len(right)}, Accuracy: {accuracy:.2f}%, "
+        f"IMG-Accuracy: {on_images:.2f}%"
+    )
+    if options.output_file:
+        wrong = [item for item in scored if item.choice != item.answer]
+        lists = {"correct": right, "incorrect": wrong}
+        document = {name: [item.analysis(options.options) for item in items] for name, items in lists.items()}
+        write_json(options.output_file, document, indent=2)
+    if options.output_result:
+        result = {
+            "acc": accuracy,
+            "correct": len(right),
+            "count": len(scored),
+            "results": {item.question_id: item.choice for item in scored},
+            "outputs": {item.question_id: item.text for item in scored},
+        }
+        write_json(options.output_result, result, indent=2)
+    if options.path_to_all_results:
+        write_score(options.path_to_all_results, SCIENCEQA.title, accuracy)
+        write_score(options.path_to_all_results, "ScienceQA IMG (Acc)", on_images)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="python -m llava.eval.eval_science_qa", description="Score answers to ScienceQA."
+    )
+    parser.add_argument("--base-dir", type=Path, required=True, help="has problems.json and pid_splits.json")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers of model_vqa_science")
+    parser.add_argument("--output-file", type=Path, help="gets the right and the wrong answers (JSON)")
+    parser.add_argument("--output-result", type=Path, help="gets the accuracy and all choices (JSON)")
+    parser.add_argument("--split", default="test", help="default: test")
+    parser.add_argument("--options", default=OPTIONS, help=f"letters of the options (default: {OPTIONS})")
+    parser.add_argument("--path_to_all_results", type=Path, help="text file that gets the accuracies")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
