@@ -43,7 +43,7 @@ def load(folder: Path, _split: str) -> list[Question]:
     questions = []
     for question in load_questions(path, folder / "images" / SPLIT, with_instruction=True):
         problem = require_keys(
-            problems.get(str(question.id)), ("answer", "choices"), f"problem {question.id}"
+            problems.get(str(question.id)), ("answer", "choices"), f"problem {question.id} of problems.json"
         )
         solution = Solution(problem["answer"], len(problem["choices"]))
         questions.append(replace(question, group=SEPARATOR.join(groups_of(problem)), target=solution))
@@ -104,7 +104,7 @@ def groups_of(problem: Mapping[str, Any]) -> list[str]:
 
 def read_letter(text: str, options: Sequence[str] = OPTIONS) -> str:
     """Return the option that an answer names, read as published; ``FAILED`` if it names none."""
-    if text in options:
+    if text in list(options):  # not a part of several letters
         return text
     if len(text) >= 3 and text[0] in options and text[1:3] == ". ":
         return text[0]
