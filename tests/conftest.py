@@ -86,3 +86,13 @@ def checkpoint_copy(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def miniatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniatures of all benchmarks; tests that answer them name runs of their own."""
+    from playground.shapes.make_benchmarks import make
+
+    folder = tmp_path_factory.mktemp("miniatures")
+    make(folder)
+    return folder
