@@ -155,6 +155,7 @@ def describe(comparison: Comparison) -> str:
             [item.title, *(_difference(run.results, baseline.results, item) for run in others)]
             for item in benchmarks
         ]
+        rows = [row for row in rows if any(row[1:])]
         parts.append(markdown_table(["", *(f"`{run.id}`" for run in others)], rows))
     return "\n\n".join(parts) + "\n"
 

@@ -9,11 +9,15 @@ import pytest
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Mark
 from llava.eval.benchmarks.gqa import GQA
+from llava.eval.benchmarks.llava_bench import LLAVA_BENCH
+from llava.eval.benchmarks.mmvet import MMVET
 from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.vqav2 import VQAV2
 from llava.eval.evaluate import Choices, describe_scores, evaluate, histogram, summarize
 from llava.eval.files import write_score
+from llava.eval.judge import Judge
 from llava.eval.processes import Processes
+from tests.eval.judge_server import Raw, serving
 
 ALONE = Processes()
 
@@ -94,6 +98,33 @@ def test_an_unknown_split_is_refused_with_the_accepted_ones(shapes, choices):
         evaluate(VQAV2, shapes, replace(choices, split="dev"), ALONE)
     with pytest.raises(UserError, match="pope has no split 'dev'; accepted: none, it has only one"):
         evaluate(POPE, shapes, replace(choices, split="dev"), ALONE)
+
+
+def test_a_judge_scores_what_only_a_judge_can(shapes, choices):
+    without = evaluate(MMVET, shapes, choices, ALONE)
+    assert (without["score"], without["judge"]) == (None, "needs a judge")
+    with serving(lambda text, before: "0.5" if "on the sign" in text.splitlines()[-1] else "1.0") as server:
+        judge = Judge("a-judge", server.url, waits_s=())
+        result = evaluate(MMVET, shapes, replace(choices, judge=judge), ALONE)
+    questions = MMVET.load(choices.data / "mm-vet", "")
+    halves = sum("on the sign" in question.text for question in questions)
+    assert 0 < halves < 24
+    assert result["score"]["value"] == pytest.approx(100 * (24 - halves / 2) / 24)
+    assert result["judge"]["judge"] == "a-judge"
+    assert len(result["judge"]["prompt_hash"]) == 64
+    assert result["judge"]["failures"] == 0
+    assert json.loads(Path(result["export"]).read_text()).keys() == {f"v1_{item.id}" for item in questions}
+
+
+def test_a_judge_that_refuses_leaves_the_answers_and_says_why(shapes, choices, caplog):
+    with serving(lambda text, before: Raw(401)) as server:
+        judge = Judge("a-judge", server.url, key="secret", waits_s=())
+        result = evaluate(LLAVA_BENCH, shapes, replace(choices, judge=judge), ALONE)
+    assert result["score"] is None
+    assert "status 401" in result["judge"]
+    assert result["questions"] == 24
+    assert "secret" not in caplog.text + json.dumps(result)
+    assert summarize(result).startswith("LLaVA-Bench (GPT judge), miniature: failed: the judge 'a-judge' at ")
 
 
 def test_the_headline_is_the_first_metric():

@@ -93,7 +93,7 @@ def test_tests_reuse_the_environment_of_the_quickstart(repository: Path):
     result = run(repository, "test.sh", "-k", "trim")
     assert result.stdout == f"pytest ran in {repository}:-m not slow -k trim\n"
     assert len(installs(repository)) == count + 1  # the extras alone
-    assert installs(repository)[-1].endswith("[serve,dev,train,quant]")
+    assert installs(repository)[-1].endswith("[serve,dev,train,quant,eval]")
 
 
 def test_the_quickstart_reuses_the_environment_of_the_tests(repository: Path):
@@ -167,12 +167,12 @@ def test_where_the_tested_versions_cannot_be_had_others_are_taken(repository: Pa
 def test_the_oldest_and_the_newest_libraries_have_environments_of_their_own(repository: Path):
     result = run(repository, "test.sh", "--oldest", "-k", "trim")
     assert result.stdout == f"pytest ran in {repository}:-m not slow -k trim\n"
-    assert (repository / ".venv-oldest" / "installed-serve,dev,train,quant").exists()
+    assert (repository / ".venv-oldest" / "installed-serve,dev,train,quant,eval").exists()
     given = (repository / "pip.log.constraints").read_text().splitlines()
     assert {"accelerate==1.3.0", "peft==0.15.0", "transformers==5.16.0", "torch==2.13.0"} <= set(given)
     assert len([line for line in given if line.startswith("transformers==")]) == 1
     run(repository, "test.sh", "--newest", "--all")
-    assert (repository / ".venv-newest" / "installed-serve,dev,train,quant").exists()
+    assert (repository / ".venv-newest" / "installed-serve,dev,train,quant,eval").exists()
     assert "--constraint" not in installs(repository)[-1]
     assert not (repository / ".venv").exists()
 
