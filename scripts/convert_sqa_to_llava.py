@@ -55,7 +55,7 @@ def question_text(problem: Mapping[str, Any], shown: str) -> str:
         lines.get(part) or f"BECAUSE: {' '.join(explanations[letter] for letter in part)}"
         for part in re.findall("[LE]+|[CQM]", shown)
     ]
-    return _tidy("\n".join(parts)).removesuffix("BECAUSE:").strip().removeprefix(QUESTION_LABEL)
+    return _tidy("\n".join(parts)).removeprefix(QUESTION_LABEL)
 
 
 def answer_text(problem: Mapping[str, Any], said: str) -> str:
@@ -144,8 +144,8 @@ def read_split(base_dir: Path, split: str) -> dict[str, JsonObject]:
 
 
 def _tidy(text: str) -> str:
-    """Collapse double spaces, once, as the published script does."""
-    return text.replace("  ", " ").strip()
+    """Collapse double spaces, once, as the published script does; and announce no reason that is empty."""
+    return text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
 
 
 FUNCTIONS = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import UserError
 from llava.eval.benchmark import percent
 from llava.eval.benchmarks.scienceqa import (
     FAILED,
@@ -18,7 +19,7 @@ from llava.eval.benchmarks.scienceqa import (
 )
 from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json, write_score
 from llava.options import CommandParser
-from llava.utils import exit_on_user_error
+from llava.utils import exit_on_user_error, refuse_overwriting
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
         options: Letters.
 
     Raises:
-        UserError: If a file is missing or malformed, or there is no such split.
+        UserError: If a file is missing or malformed, there is no such split, or a right answer has no letter.
     """
     problems = read_problems(base_dir)
     path = base_dir / "pid_splits.json"
@@ -77,6 +78,10 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
     scored = []
     for name in map(str, ids):
         problem = require_keys(problems.get(name), ("answer", "choices"), f"problem {name} of problems.json")
+        if problem["answer"] >= len(options):
+            raise UserError(
+                f"--options is {options!r}; problem {name} needs at least {problem['answer'] + 1} letters"
+            )
         line = lines.get(name, {"text": FAILED})
         letter = read_letter(line["text"], options)
         choice = choice_of(letter, len(problem["choices"]), options)
@@ -92,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: If a file is missing, malformed or cannot be written.
     """
     options = _parser().parse_args(argv)
+    for flag, output in (("--output-file", options.output_file), ("--output-result", options.output_result)):
+        refuse_overwriting(flag, output, options.result_file)
     scored = score(options.base_dir, options.result_file, options.split, options.options)
     right = [item for item in scored if item.choice == item.answer]
     accuracy = percent([float(item.choice == item.answer) for item in scored])

@@ -12,6 +12,18 @@ from llava.errors import MissingFileError, UserError
 
 JsonObject = dict[str, Any]
 
+_ID, _TEXT, _LIST, _OBJECT = (str, int), (str,), (list,), (dict,)
+# What the keys of benchmarks hold, wherever they stand; others hold anything.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("question_id", "image_id", "id", "question_type_id", "answer", "answer_id"), _ID),
+    **dict.fromkeys(("text", "image", "category", "prompt", "label", "caption", "question", "value"), _TEXT),
+    **dict.fromkeys(("img_path", "data_type", "role"), _TEXT),
+    **dict.fromkeys(("answers", "candidates", "choices", "conversations", "capability"), _LIST),
+    **dict.fromkeys(("questions", "annotations", "data"), _LIST),
+    **dict.fromkeys(("types",), _OBJECT),
+}
+_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+
 
 def read_json(path: Path) -> Any:
     """Read a JSON document.
@@ -21,7 +33,7 @@ def read_json(path: Path) -> Any:
         UserError: If it cannot be read or is not JSON.
     """
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -41,14 +53,14 @@ def read_jsonl(path: Path, *keys: str) -> list[JsonObject]:
     """
     objects = []
     # Not `splitlines`: JSON texts may hold other line separators than "\n".
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             objects.append(_read_line(line, keys, f"{path}, line {number}"))
     return objects
 
 
-def require_keys(item: Any, keys: Iterable[str], where: str) -> JsonObject:
-    """Return an object of a file if it is one with these keys.
+def require_keys(item: Any, keys: Sequence[str], where: str) -> JsonObject:
+    """Return an object of a file if it is one with these keys, and they hold what they should.
 
     Args:
         item: Maybe an object.
@@ -62,7 +74,29 @@ def require_keys(item: Any, keys: Iterable[str], where: str) -> JsonObject:
         raise UserError(f"{where} is {item!r:.80}; expected a JSON object")
     if missing := [key for key in keys if key not in item]:
         raise UserError(f"{where} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, item))}")
+    for key in keys:
+        kinds = _KINDS.get(key)
+        if kinds is not None and (not isinstance(item[key], kinds) or isinstance(item[key], bool)):
+            expected = " or ".join(_NAMES[kind] for kind in kinds)
+            raise UserError(f"{where}: {key!r} is {item[key]!r:.80}; expected {expected}")
     return item
+
+
+def read_objects(path: Path, *keys: str) -> list[JsonObject]:
+    """Read a JSON list of objects.
+
+    Args:
+        path: The file.
+        *keys: What every object must have.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it cannot be read, or is no such list; an item is named by its number, from 0.
+    """
+    items = read_json(path)
+    if not isinstance(items, list):
+        raise UserError(f"{path} is {items!r:.80}; expected a JSON list")
+    return [require_keys(item, keys, f"{path}, item {number}") for number, item in enumerate(items)]
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -170,7 +204,13 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
     raise MissingFileError(f"there is no {' or '.join(names)} in {folder}")
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of text.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -181,7 +221,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _read_line(line: str, keys: Iterable[str], where: str) -> JsonObject:
+def _read_line(line: str, keys: Sequence[str], where: str) -> JsonObject:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava.eval.benchmark import Question, Response
 from llava.eval.benchmarks.qbench import INSTRUCTIONS, answered, load_questions
-from llava.eval.files import read_json, write_jsonl
+from llava.eval.files import read_objects, write_jsonl
 from llava.eval.vqa_command import VqaCommand, chunk_of
 from llava.utils import exit_on_user_error
 
@@ -34,7 +34,7 @@ def write_items(options: argparse.Namespace, responses: Sequence[Response]) -> N
     Raises:
         UserError: If a file cannot be read or written.
     """
-    items = read_json(Path(options.question_file).expanduser())
+    items = read_objects(Path(options.question_file).expanduser())
     chunk = chunk_of(items, options.num_chunks, options.chunk_idx)
     texts = [response.text for response in responses]
     write_jsonl(Path(options.answers_file).expanduser(), answered(chunk, texts))

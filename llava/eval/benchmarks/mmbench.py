@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 
 from llava.engine.base import Generation
-from llava.errors import MissingFileError, UserError
+from llava.errors import UserError
 from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
 from llava.eval.benchmarks.options import LETTERS, chosen_letter, option_lines
-from llava.eval.files import writing
+from llava.eval.files import read_text, writing
 from llava.image_io import load_image_bytes
 
 Row = Mapping[str, str]
@@ -27,8 +27,12 @@ REQUIRED = ("index", "question", "A", "B", "image")
 # Dropped in a submission, where the answer stands in the sixth column.
 NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
 PREDICTION_COLUMN = 6
-# What pandas, with which the published code reads the table, and the code itself take for an empty cell.
-EMPTY = {"", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "-nan"}
+# What pandas, with which the published code reads the table, takes for an empty cell. "Na" is none: it may
+# be sodium.
+EMPTY = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 # Copies of a question with its options in another order have its index plus a multiple of this.
 COPY_OFFSET = 1_000_000
 
@@ -83,12 +87,7 @@ def read_table(path: Path) -> list[Row]:
         MissingFileError: If there is none.
         UserError: If it is malformed; the row is named by its number.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"there is no table {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    text = read_text(path)
     usual = csv.field_size_limit(sys.maxsize)  # images are longer than what csv takes for a cell
     try:
         rows: list[Row] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
@@ -99,6 +98,8 @@ def read_table(path: Path) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         if missing := [name for name in REQUIRED if row.get(name) is None]:
             raise UserError(f"{path}, row {number} lacks {', '.join(missing)}")
+        if None in row:  # where csv puts what is left over
+            raise UserError(f"{path}, row {number} has more cells than the table has columns")
     return rows
 
 
@@ -172,21 +173,26 @@ def write_sheet(path: Path, rows: Sequence[Row], answers: Mapping[str, str]) -> 
     names.insert(min(PREDICTION_COLUMN, len(names)), "prediction")
     book = Workbook()
     sheet = book.active
-    for line in [dict(zip(names, names, strict=True)), *rows]:
+    for number, line in enumerate([dict(zip(names, names, strict=True)), *rows], start=1):
         values = {**line, "prediction": answers.get(line["index"], line.get("prediction", ""))}
-        sheet.append([None] * len(names))
-        for cell, name in zip(sheet[sheet.max_row], names, strict=True):
-            _set(cell, ILLEGAL_CHARACTERS_RE.sub("", values[name] or ""))
+        for column, name in enumerate(names, start=1):
+            text = ILLEGAL_CHARACTERS_RE.sub("", values[name] or "")
+            _set(sheet.cell(number, column), text, is_number=name == "index")
     with writing(path) as unfinished:
         book.save(unfinished)
     return path
 
 
-def _set(cell: Any, text: str) -> None:
-    """Write a number as one, and all else as text: a cell that begins with ``=`` would be a formula."""
-    cell.value = int(text) if text.isascii() and text.isdecimal() else text
-    if isinstance(cell.value, str):
-        cell.data_type = "s"
+def _set(cell: Any, text: str, *, is_number: bool) -> None:
+    """Write an index as a number, and all else as text.
+
+    An answer ``007`` would lose its zeros as a number, and one that begins with ``=`` would be a formula.
+    """
+    if is_number and text.isascii() and text.isdecimal():
+        cell.value = int(text)
+        return
+    cell.value = text
+    cell.data_type = "s"
 
 
 def _question(
@@ -239,7 +245,7 @@ def _number(row: Row, path: Path) -> int:
 
 
 def _is_empty(cell: str | None) -> bool:
-    return cell is None or cell.strip().lower() in EMPTY
+    return cell is None or cell in EMPTY or cell.strip().lower() in ("", "nan", "none")
 
 
 def _benchmark(name: str, title: str, language: str, splits: tuple[str, ...]) -> Benchmark:
@@ -258,7 +264,7 @@ def _benchmark(name: str, title: str, language: str, splits: tuple[str, ...]) ->
     )
 
 
-MMBENCH = _benchmark(
-    "mmbench", "MMBench (Circular Acc)", "en", ("mmbench_dev_20230712", "mmbench_dev_en_20231003")
-)
-MMBENCH_CN = _benchmark("mmbench_cn", "MMBench-CN (Circular Acc)", "cn", ("mmbench_dev_cn_20231003",))
+ENGLISH = ("mmbench_dev_20230712", "mmbench_dev_en_20231003", "mmbench_test_en_20231003")
+CHINESE = ("mmbench_dev_cn_20231003", "mmbench_test_cn_20231003")
+MMBENCH = _benchmark("mmbench", "MMBench (Circular Acc)", "en", ENGLISH)
+MMBENCH_CN = _benchmark("mmbench_cn", "MMBench-CN (Circular Acc)", "cn", CHINESE)

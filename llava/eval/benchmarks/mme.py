@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Mark, Metrics, Question, Response, percent
-from llava.eval.files import read_jsonl, write_text
+from llava.eval.files import read_jsonl, read_text, write_text
 
 RELEASE = "MME_Benchmark_release_version"
 PERCEPTION = (
@@ -75,7 +75,7 @@ def _read_truth(release: Path, category: str, stem: str) -> dict[str, str]:
     if path is None:
         raise MissingFileError(f"there is neither {places[0]} nor {places[1]}")
     truth = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             question, tab, answer = line.partition("\t")
             if not tab or answer.strip().lower() not in ("yes", "no"):
@@ -130,8 +130,10 @@ def export(responses: Sequence[Response], folder: Path, _split: str, run_id: str
         UserError: If a file cannot be written.
     """
     target = folder / "eval_tool" / "answers" / run_id
+    order = {response.question.unit: number for number, response in enumerate(responses)}
     lines: dict[str, list[str]] = {}
-    for response in responses:
+    # Each two lines are those of one image to that scorer.
+    for response in sorted(responses, key=lambda response: order[response.question.unit]):
         question, truth = response.question, response.question.target
         file = str(question.id).rpartition("/")[2]
         answer = " ".join(response.text.split())  # a line holds one answer

@@ -1,9 +1,10 @@
 """Questions with options: how they are put, and which option an answer means."""
 
 import re
+import string
 from collections.abc import Sequence
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
 
 
 def option_lines(options: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from llava.eval.benchmarks.options import LETTERS, chosen_letter, option_lines
-from llava.eval.files import JsonObject, first_file, read_json, require_keys, write_jsonl
+from llava.eval.files import JsonObject, first_file, read_objects, write_jsonl
 
 ENGLISH = ("llvisionqa_dev", "llvisionqa_test")
 CHINESE = ("质衡-问答-验证集", "质衡-问答-测试集")  # dev and test
@@ -36,8 +36,7 @@ def load_questions(path: Path, image_folder: Path, language: str) -> list[Questi
         UserError: If it is missing or malformed.
     """
     questions = []
-    for number, item in enumerate(read_json(path)):
-        require_keys(item, ("img_path", "question", "candidates"), f"{path}, item {number}")
+    for number, item in enumerate(read_objects(path, "img_path", "question", "candidates")):
         candidates = item["candidates"]
         right = item.get("correct_ans")
         questions.append(
@@ -67,7 +66,7 @@ def export(responses: Sequence[Response], folder: Path, split: str, run_id: str)
     Raises:
         UserError: If the file of questions or the export does not serve.
     """
-    items = read_json(folder / f"{split}.json")
+    items = read_objects(folder / f"{split}.json")
     path = folder / "answers_upload" / split / f"{run_id}.jsonl"
     return write_jsonl(path, answered(items, [response.text for response in responses]))
 

@@ -9,7 +9,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.engine.base import Generation
 from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
-from llava.eval.files import JsonObject, read_json, require_keys
+from llava.eval.files import JsonObject, read_json, read_objects, require_keys
 
 SPLIT = "test"
 OPTIONS = "ABCDE"
@@ -62,14 +62,13 @@ def load_questions(path: Path, image_folder: Path, *, with_instruction: bool) ->
         UserError: If it is missing or malformed.
     """
     questions = []
-    for number, item in enumerate(read_json(path)):
-        where = f"{path}, item {number}"
-        turns = require_keys(item, ("id", "conversations"), where)["conversations"]
+    for number, item in enumerate(read_objects(path, "id", "conversations")):
+        where, turns = f"{path}, item {number}", item["conversations"]
         value = require_keys(turns[0] if turns else None, ("value",), f"{where}, its first turn")["value"]
         text = value.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         if with_instruction:
             text += f"\n{OPTION_LETTER}"
-        has_image = "image" in item
+        has_image = bool(item.get("image"))
         questions.append(
             Question(
                 id=item["id"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Question, Response
 from llava.eval.benchmarks.vqa import mark, normal_answer, peoples_answers
-from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json
+from llava.eval.files import JsonObject, read_jsonl, read_objects, write_json
 
 SPLITS = ("test", "val")
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
@@ -60,7 +60,7 @@ def _official(folder: Path, split: str) -> list[JsonObject]:
     path = folder / f"{split}.json"
     if not path.exists():
         return []
-    return [require_keys(item, ("image", "question"), f"an item of {path}") for item in read_json(path)]
+    return read_objects(path, "image", "question")
 
 
 def _lines(folder: Path, split: str) -> list[JsonObject]:

@@ -85,6 +85,13 @@ def test_options_end_at_the_first_empty_one(empty, write):
     assert questions[0].prompt.startswith("Question 1?")
 
 
+@pytest.mark.parametrize("option", ["Na", "Null", "nil"])
+def test_options_that_only_look_empty_are_asked(option, write):
+    """Sodium is an option; pandas, with which the published code reads the table, keeps it as well."""
+    (first, *_) = load_english(write(row(1, C=option, D="K")), SPLIT)
+    assert first.extra["options"] == ["red", "blue", option, "K"]
+
+
 def test_a_question_is_right_if_it_is_in_every_order(write):
     questions = load_english(write(row(1), row(2, answer="A", category="shape")), SPLIT)
     # Question 1 (B is right): in order, B; rotated, A; again, C: all three right. Question 2 (A): A is right,
@@ -151,9 +158,17 @@ def test_the_sheet_has_the_answers_to_the_tables_own_order(write):
     assert openpyxl.load_workbook(path).active["G3"].data_type == "s"
 
 
+def test_only_the_index_is_a_number_in_the_sheet(write):
+    folder = write(row(1, A="007"))
+    responses = [Response(load_english(folder, SPLIT)[0], "2")]
+    lines = list(openpyxl.load_workbook(export(responses, folder, SPLIT, "run")).active.values)
+    assert (lines[1][0], lines[1][2], lines[1][6]) == (1, "007", "2")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("index\tquestion\tA\tB\timage\n1\tq\ta\tb\ti\tx\n", "row 1 has more cells than the table has"),
         ("index\tquestion\n1\tq\n", "row 1 lacks A, B, image"),
         ("index\tquestion\tA\tB\timage\nx\tq\ta\tb\ti\n", "an index is 'x'; expected a whole number"),
     ],
@@ -165,5 +180,5 @@ def test_a_malformed_table_is_said(text, message, tmp_path):
 
 
 def test_a_missing_table_is_said(tmp_path):
-    with pytest.raises(MissingFileError, match="there is no table"):
+    with pytest.raises(MissingFileError, match="there is no file"):
         load_english(tmp_path, SPLIT)

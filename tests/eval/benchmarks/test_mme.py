@@ -1,6 +1,7 @@
 """MME: questions joined with the truth in both layouts, points, files for the official scorer."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -98,6 +99,15 @@ def test_the_export_is_what_the_official_scorer_reads(folder):
     assert (path / "artwork.txt").read_text().endswith("\tYes\tNo\n")
 
 
+def test_the_export_has_the_questions_about_an_image_side_by_side(folder):
+    """The official scorer takes each two lines for those of one image."""
+    first, second, _ = load(folder, "")
+    elsewhere = replace(first, id="count/9.png", unit="count/9.png")
+    path = export([Response(question, "Yes") for question in (first, elsewhere, second)], folder, "", "run")
+    files = [line.split("\t")[0] for line in (path / "count.txt").read_text().splitlines()]
+    assert files == ["9.png", "1.png", "1.png"]
+
+
 def test_a_question_that_mme_does_not_have_is_said(folder):
     (folder / "llava_mme.jsonl").write_text('{"question_id": "count/1.png", "image": "a", "text": "Why?"}\n')
     with pytest.raises(UserError, match=r"MME has no question 'Why\?' about count/1.png; it has Are"):
@@ -107,6 +117,12 @@ def test_a_question_that_mme_does_not_have_is_said(folder):
 def test_a_missing_truth_names_both_places(folder):
     (folder / "llava_mme.jsonl").write_text('{"question_id": "count/3.png", "image": "a", "text": "Why?"}\n')
     with pytest.raises(MissingFileError, match=r"count/3.txt nor .*questions_answers_YN/3.txt"):
+        load(folder, "")
+
+
+def test_a_truth_that_is_not_utf_8_is_named(folder):
+    (folder / RELEASE / "count" / "1.txt").write_bytes(b"Am\xe9lie?\tYes\n")
+    with pytest.raises(UserError, match=r"1.txt cannot be read: .*utf-8"):
         load(folder, "")
 
 

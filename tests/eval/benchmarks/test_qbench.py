@@ -40,6 +40,14 @@ def test_chinese_questions_are_asked_in_chinese(folder):
     assert load(folder, name)[0].text.splitlines()[1] == "请从下列选项中选择一个:"
 
 
+def test_more_than_ten_options_have_letters(folder):
+    item = {**ITEM, "candidates": list("abcdefghijk"), "correct_ans": "k"}
+    (folder / "llvisionqa_dev.json").write_text(json.dumps([item]))
+    (question,) = load(folder, "llvisionqa_dev")
+    assert question.text.endswith("\nK. k")
+    assert mark(Response(question, "K")).points == 1
+
+
 def test_options_are_right_by_letter_or_by_words(folder):
     questions = load(folder, "llvisionqa_dev")
     texts = [("B", 1), ("No", 1), ("B. No", 1), ("A", 0), ("maybe", 0)]

@@ -50,6 +50,9 @@ def test_prompts_are_the_published_ones(folder):
     assert first.image == folder / "images" / "test" / "1" / "image.png"
     assert (second.text, second.prompt, second.image) == (f"Q2\n{LETTER}", f"Q2\n{LETTER}", None)
     path = folder / "llava_test_CQM-A.json"
+    samples = json.loads(path.read_text())
+    path.write_text(json.dumps([samples[0], {**samples[1], "image": None}]))
+    assert load(folder, "")[1].image is None  # a null is no image
     assert load_questions(path, folder, with_instruction=False)[0].text == "Q1"
 
 
