@@ -16,7 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, choose_template, clip_text, find_template, wrap_image_tokens
+from llava.conversation import (
+    Conversation,
+    choose_template,
+    clip_text,
+    find_template,
+    user_turns,
+    wrap_image_tokens,
+)
 from llava.engine.base import Engine, Event, Generation
 from llava.engine.router import Router
 from llava.engine.stopwatch import Stopwatch
@@ -320,6 +327,31 @@ class Assistant:
             UserError: See `render`.
         """
         template = self.template if request.template is None else find_template(request.template)
+        text, words = self._rendered(request, template)
+        stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
+        reducer = request.token_reduction
+        assert not isinstance(reducer, str)  # the request has read it
+        return _Prompt(
+            text=text,
+            clip_text=words if request.clip_text is None else request.clip_text,
+            images=request.images,
+            reducer=self.encoder.reducer if reducer is None else reducer,
+            generation=replace(request.generation, stop=tuple(stop)),
+        )
+
+    def _rendered(self, request: Request, template: Conversation) -> tuple[str, str]:
+        """Return the prompt and the words of the newest question.
+
+        Raises:
+            UserError: See `render`.
+        """
+        if request.prompt is not None:
+            placeholders = request.prompt.count(DEFAULT_IMAGE_TOKEN)
+            if placeholders != len(request.images):
+                raise UserError(
+                    f"{placeholders} <image> placeholders in the prompt, {len(request.images)} images given"
+                )
+            return request.prompt, user_turns(request.prompt)[-1]
         conversation = template.copy()
         words = ""
         for message in request.messages:
@@ -333,16 +365,7 @@ class Assistant:
                 conversation.append_message(conversation.roles[0], self._with_placeholders(message, template))
                 words = clip_text(message.text)
         conversation.append_message(conversation.roles[1], None)
-        stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
-        reducer = request.token_reduction
-        assert not isinstance(reducer, str)  # the request has read it
-        return _Prompt(
-            text=conversation.get_prompt(),
-            clip_text=words if request.clip_text is None else request.clip_text,
-            images=request.images,
-            reducer=self.encoder.reducer if reducer is None else reducer,
-            generation=replace(request.generation, stop=tuple(stop)),
-        )
+        return conversation.get_prompt(), words
 
     def _with_placeholders(self, message: Message, template: Conversation) -> str:
         """Put placeholders in front of a user's message that has images and none.
@@ -472,6 +495,8 @@ class Chat:
         answers: All so far.
         token_reduction: Setting for the next turns; None for the model's.
         prompt: The last turn's, as the model reads it.
+        template: Name of a conversation template for the next turns; None for the model's.
+        messages: Of user and assistant by turns, so far.
     """
 
     def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...] = ()) -> None:
@@ -479,9 +504,10 @@ class Chat:
         self.token_reduction: str | None = None
         self.prompt = ""
         self._assistant = assistant
+        self.template: str | None = None
+        self.messages: tuple[Message, ...] = ()
         self._images: tuple[ImageSource, ...] = images
         self._encoded: Encoded = {}
-        self._messages: tuple[Message, ...] = ()
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -505,14 +531,27 @@ class Chat:
             UserError: As `ask` does.
         """
         message = Message("user", text, (*self._images, *images))
+        yield from self._continue((*self.messages, message), generation)
+        self._images = ()  # from now on they belong to the first turn
+
+    def regenerate(self, generation: Generation | None = None) -> Iterator[str]:
+        """Answer the last question anew, piece by piece; if that is given up or fails, its answer stays.
+
+        Raises:
+            UserError: If nothing was asked yet, or as `ask` does.
+        """
+        if not self.messages:
+            raise UserError("there is no answer to give anew; ask something first")
+        yield from self._continue(self.messages[:-1], generation)
+
+    def _continue(self, messages: tuple[Message, ...], generation: Generation | None) -> Iterator[str]:
         request = Request(
-            (*self._messages, message), self.token_reduction, generation=generation or Generation()
+            messages, self.token_reduction, generation=generation or Generation(), template=self.template
         )
         self.prompt = self._assistant.render(request)
         answer = yield from self._assistant.stream(request, self._encoded)
-        self._images = ()  # from now on they belong to the first turn
-        self._messages = (*request.messages, Message("assistant", answer.text))
-        self.answers.append(answer)
+        self.messages = (*request.messages, Message("assistant", answer.text))
+        self.answers[len(request.messages) // 2 :] = [answer]
 
 
 def bundled_checkpoint() -> Path:

@@ -1,0 +1,221 @@
+"""The demo's page: a conversation about an image, what the model saw of it, and two settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llava.conversation import conv_templates
+from llava.engine.base import Generation
+from llava.errors import UserError
+from llava.serve.demo_session import Demo, Session, Settings, View
+
+REDUCTIONS = ("TRIM:-1", "none", "TRIM:0.25", "TRIM:64", "Random:-1", "Pool:64")
+INTRODUCTION = """# LLaVA-1.5 with TRIM
+
+TRIM reads the question first and keeps the image patches that stand out for it; the others become one token.
+Ask about an image, and see what the model saw."""
+MOST_TOKENS = 1024  # of an answer
+VOTES = ("upvote", "downvote", "flag")
+# Nothing but the page is to call them, and nothing of them is listed.
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An image and a question to begin with.
+
+    Attributes:
+        image: File.
+        question: About it.
+    """
+
+    image: Path
+    question: str
+
+
+def build_page(demo: Demo, examples: Sequence[Example] = ()) -> gr.Blocks:
+    """Build the page of a demo.
+
+    Args:
+        demo: What the page is for.
+        examples: To begin with.
+    """
+    with gr.Blocks(title="LLaVA-1.5 with TRIM", analytics_enabled=False) as page:
+        gr.Markdown(f"{INTRODUCTION}\n\nModel: `{demo.name}`")
+        with gr.Tab("Conversation"):
+            _add_conversation(demo, examples)
+        with gr.Tab("Side by side"):
+            _add_comparison(demo, examples)
+    return page
+
+
+def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
+    session = gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=2):
+            image = _image_input("image")
+            reduction = _reduction_input(demo, demo.reduction, "reduction")
+            others = _other_settings(demo)
+        with gr.Column(scale=3):
+            chatbot = gr.Chatbot(
+                label="Conversation", height=330, render_markdown=False, buttons=[], elem_id="chat"
+            )
+            question = gr.Textbox(label="Question", placeholder="Ask about the image", elem_id="question")
+            with gr.Row():
+                ask = gr.Button("Ask", variant="primary", elem_id="ask")
+                regenerate = gr.Button("Regenerate", elem_id="regenerate")
+                clear = gr.Button("Clear", elem_id="clear")
+            with gr.Row():
+                votes = [(kind, gr.Button(kind.capitalize(), size="sm", elem_id=kind)) for kind in VOTES]
+        with gr.Column(scale=2):
+            facts, kept = _facts("facts"), _kept("kept")
+    _add_examples(examples, image, question)
+
+    def answer(
+        state: Session | None, path: str | None, text: str, *values: Any, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        settings = _settings(*values)
+        for new_state, view in demo.ask(state, text, path or "", settings, _address(request)):
+            # A question that failed stays in its box.
+            yield new_state, text if view.error else "", view.history, *_shown(view)
+
+    def answer_anew(state: Session | None, *values: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        for new_state, view in demo.regenerate(state, _settings(*values), _address(request)):
+            yield new_state, view.history, *_shown(view)
+
+    settings = [reduction, *others]
+    shown = [chatbot, facts, kept]
+    gr.on(
+        [ask.click, question.submit],
+        answer,
+        inputs=[session, image, question, *settings],
+        outputs=[session, question, *shown],
+        **_PRIVATE,
+    )
+    regenerate.click(answer_anew, [session, *settings], [session, *shown], **_PRIVATE)
+    clear.click(lambda: (None, "", [], "", None), None, [session, question, *shown], **_PRIVATE)
+    for kind, button in votes:
+        button.click(_voting(demo, kind), [session], None, **_PRIVATE)
+
+
+def _add_comparison(demo: Demo, examples: Sequence[Example]) -> None:
+    with gr.Row():
+        with gr.Column(scale=2):
+            image = _image_input("compare-image")
+        with gr.Column(scale=3):
+            question = gr.Textbox(label="Question", placeholder="Ask both", elem_id="compare-question")
+            compare = gr.Button("Compare", variant="primary", elem_id="compare")
+            others = _other_settings(demo)
+    columns = []
+    with gr.Row():
+        for side, setting in (("left", demo.reduction), ("right", "none")):
+            with gr.Column():
+                reduction = _reduction_input(demo, setting, f"{side}-reduction")
+                answer = gr.Textbox(label="Answer", interactive=False, lines=2, elem_id=f"{side}-answer")
+                columns.append((reduction, answer, _facts(f"{side}-facts"), _kept(f"{side}-kept")))
+    _add_examples(examples, image, question)
+
+    def answer_both(
+        path: str | None, text: str, left: str, right: str, *values: Any, request: gr.Request
+    ) -> Iterator[list[Any]]:
+        settings = (_settings(left, *values), _settings(right, *values))
+        for views in demo.compare(text, path or "", *settings, _address(request)):
+            yield [part for view in views for part in (view.answer, *_shown(view))]
+
+    reductions = [reduction for reduction, *_ in columns]
+    outputs = [part for _, *shown in columns for part in shown]
+    gr.on(
+        [compare.click, question.submit],
+        answer_both,
+        inputs=[image, question, *reductions, *others],
+        outputs=outputs,
+        **_PRIVATE,
+    )
+
+
+def _image_input(name: str) -> gr.Image:
+    # As a file, which the model's own reader opens: it knows the limits and all color modes.
+    return gr.Image(
+        label="Image",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=300,
+        elem_id=name,
+    )
+
+
+def _reduction_input(demo: Demo, value: str, name: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        label="Token reduction",
+        info="or another setting, such as TRIM:100",
+        choices=list(dict.fromkeys([demo.reduction, *REDUCTIONS])),
+        value=value,
+        allow_custom_value=True,
+        elem_id=name,
+    )
+
+
+def _other_settings(demo: Demo) -> list[Any]:
+    """Add the settings that `_settings` takes after the reduction."""
+    with gr.Accordion("Answer", open=False):
+        return [
+            gr.Dropdown(label="Conversation template", choices=sorted(conv_templates), value=demo.template),
+            gr.Slider(0, 1, value=0.2, step=0.1, label="Temperature", info="0 takes the likeliest token"),
+            gr.Slider(0.05, 1, value=0.7, step=0.05, label="Top-p"),
+            gr.Slider(1, MOST_TOKENS, value=512, step=1, label="Longest answer, in tokens"),
+        ]
+
+
+def _settings(reduction: str, template: str, temperature: float, top_p: float, length: float) -> Settings:
+    """Return settings from the values of the page.
+
+    Raises:
+        gr.Error: If a value is out of its range.
+    """
+    try:
+        generation = Generation(min(int(length), MOST_TOKENS), temperature, top_p if temperature else None)
+    except (UserError, TypeError, ValueError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    return Settings(reduction.strip(), template, generation)
+
+
+def _facts(name: str) -> gr.Markdown:
+    return gr.Markdown(elem_id=name)
+
+
+def _kept(name: str) -> gr.Image:
+    return gr.Image(
+        label="What the model saw", type="pil", interactive=False, buttons=["fullscreen"], elem_id=name
+    )
+
+
+def _shown(view: View) -> tuple[str, Any]:
+    """Return what stands in the places of the facts and of the kept patches."""
+    facts = f"**Not answered**: {view.error}" if view.error else view.facts
+    return facts, view.kept
+
+
+def _add_examples(examples: Sequence[Example], image: gr.Image, question: gr.Textbox) -> None:
+    if examples:
+        rows = [[str(example.image), example.question] for example in examples]
+        gr.Examples(rows, [image, question], label="Examples", cache_examples=False, api_visibility="private")
+
+
+def _voting(demo: Demo, kind: str) -> Any:
+    def vote(state: Session | None, request: gr.Request) -> None:
+        if demo.vote(kind, state, _address(request)):
+            gr.Info("Thank you.")
+        else:
+            gr.Warning("There is nothing to judge yet, or nothing is written down here.")
+
+    return vote
+
+
+def _address(request: gr.Request) -> str:
+    return request.client.host if request.client else ""
