@@ -67,24 +67,27 @@ def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
             )
             question = gr.Textbox(label="Question", placeholder="Ask about the image", elem_id="question")
             with gr.Row():
-                ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                regenerate = gr.Button("Regenerate", elem_id="regenerate")
-                clear = gr.Button("Clear", elem_id="clear")
+                ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
+                regenerate = gr.Button("Regenerate", min_width=80, elem_id="regenerate")
+                clear = gr.Button("Clear", min_width=80, elem_id="clear")
             with gr.Row():
-                votes = [(kind, gr.Button(kind.capitalize(), size="sm", elem_id=kind)) for kind in VOTES]
+                votes = [
+                    (kind, gr.Button(kind.capitalize(), size="sm", min_width=80, elem_id=kind))
+                    for kind in VOTES
+                ]
         with gr.Column(scale=2):
             facts, kept = _facts("facts"), _kept("kept")
     _add_examples(examples, image, question)
 
     def answer(
-        state: Session | None, path: str | None, text: str, *values: Any, request: gr.Request
+        request: gr.Request, state: Session | None, path: str | None, text: str, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         settings = _settings(*values)
         for new_state, view in demo.ask(state, text, path or "", settings, _address(request)):
             # A question that failed stays in its box.
             yield new_state, text if view.error else "", view.history, *_shown(view)
 
-    def answer_anew(state: Session | None, *values: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def answer_anew(request: gr.Request, state: Session | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         for new_state, view in demo.regenerate(state, _settings(*values), _address(request)):
             yield new_state, view.history, *_shown(view)
 
@@ -98,7 +101,13 @@ def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
         **_PRIVATE,
     )
     regenerate.click(answer_anew, [session, *settings], [session, *shown], **_PRIVATE)
-    clear.click(lambda: (None, "", [], "", None), None, [session, question, *shown], **_PRIVATE)
+    gr.on(
+        [clear.click, chatbot.clear],
+        lambda: (None, "", [], "", None),
+        inputs=None,
+        outputs=[session, question, *shown],
+        **_PRIVATE,
+    )
     for kind, button in votes:
         button.click(_voting(demo, kind), [session], None, **_PRIVATE)
 
@@ -121,7 +130,7 @@ def _add_comparison(demo: Demo, examples: Sequence[Example]) -> None:
     _add_examples(examples, image, question)
 
     def answer_both(
-        path: str | None, text: str, left: str, right: str, *values: Any, request: gr.Request
+        request: gr.Request, path: str | None, text: str, left: str, right: str, *values: Any
     ) -> Iterator[list[Any]]:
         settings = (_settings(left, *values), _settings(right, *values))
         for views in demo.compare(text, path or "", *settings, _address(request)):
@@ -208,7 +217,7 @@ def _add_examples(examples: Sequence[Example], image: gr.Image, question: gr.Tex
 
 
 def _voting(demo: Demo, kind: str) -> Any:
-    def vote(state: Session | None, request: gr.Request) -> None:
+    def vote(request: gr.Request, state: Session | None) -> None:
         if demo.vote(kind, state, _address(request)):
             gr.Info("Thank you.")
         else:
