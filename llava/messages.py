@@ -81,6 +81,7 @@ class Request:
         clip_text: What CLIP's text encoder reads, where that is not the last message's words.
         template: Name of a conversation template; None for the model's.
         id: Handed on to the answer.
+        prompt: An already rendered prompt with one ``<image>`` per image, instead of rendering the messages.
     """
 
     messages: tuple[Message, ...]
@@ -89,6 +90,7 @@ class Request:
     clip_text: str | None = None
     template: str | None = None
     id: Hashable = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         """Read the reduction's setting.
