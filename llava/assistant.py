@@ -28,7 +28,7 @@ from llava.engine.base import Engine, Event, Generation
 from llava.engine.router import Router
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
-from llava.errors import MissingFileError, UserError
+from llava.errors import MissingFileError, PromptTooLongError, UserError
 from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.loading import LoadedModel, load_checkpoint
@@ -449,7 +449,8 @@ class Assistant:
             )
             job.visual_tokens = sum(map(len, images))
             try:
-                self._check_length(len(ids) - len(images) + job.visual_tokens)
+                room = self._room_behind(len(ids) - len(images) + job.visual_tokens)
+                job.prompt = replace(job.prompt, generation=job.prompt.generation.within(room))
                 fitting.append((job, ids, images))
             except UserError as error:
                 job.fail(error)
@@ -463,20 +464,21 @@ class Assistant:
             job.prefill_ms = milliseconds
             job.engine_id = self.router.submit(embeddings, job.prompt.generation)
 
-    def _check_length(self, length: int) -> None:
-        """Refuse a prompt that the model would have to cut.
+    def _room_behind(self, length: int) -> int:
+        """Return how many tokens an answer to a prompt of this length may have.
 
         Raises:
-            UserError: If it has no room for one more token.
+            PromptTooLongError: If it has no room for one, so that the model would have to cut the prompt.
         """
         config = self.model.config
         limits = (getattr(config, "tokenizer_model_max_length", None), config.max_position_embeddings)
         limit = min(limit for limit in limits if limit)
         if length >= limit:
-            raise UserError(
+            raise PromptTooLongError(
                 f"the prompt has {length} tokens with its images and this model reads at most {limit - 1}; "
                 "ask something shorter or reduce the images further"
             )
+        return limit - length
 
 
 def _key(source: ImageSource) -> Hashable:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class PromptTooLongError(UserError):
+    """A prompt that leaves no room for an answer in what the model can read."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named, or is needed, and is not there."""
 

@@ -14,6 +14,7 @@ from llava.conversation import conv_templates
 from llava.engine.base import Generation
 from llava.errors import MissingFileError, UserError
 from llava.messages import Answer, Failure, Message, Request
+from llava.mm_utils import tokenizer_image_token
 from tests.conftest import GOLDEN, TINY_LLAVA
 
 SHORT = Generation(max_new_tokens=8)
@@ -329,6 +330,16 @@ def test_a_prompt_longer_than_the_model_reads_is_refused_not_cut(assistant, imag
     monkeypatch.setattr(assistant.model.config, "tokenizer_model_max_length", 60, raising=False)
     with pytest.raises(UserError, match="at most 59"):
         assistant.answer("What is it?", image)
+
+
+def test_an_answer_ends_where_the_model_reads_no_further(assistant, image, monkeypatch):
+    (whole,) = assistant.answer_all([ask("What is it?", image)])
+    length = len(tokenizer_image_token(assistant.render(ask("What is it?", image)), assistant.tokenizer)) - 1
+    limit = length + whole.cost.visual_tokens + 3
+    monkeypatch.setattr(assistant.model.config, "tokenizer_model_max_length", limit, raising=False)
+    generation = Generation(max_new_tokens=8, min_new_tokens=6)
+    answer = assistant.answer("What is it?", image, generation)
+    assert (answer.cost.new_tokens, answer.finish_reason) == (3, "length")
 
 
 def test_a_question_for_one_request_loads_the_text_half_when_it_is_needed(image):

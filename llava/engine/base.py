@@ -6,7 +6,7 @@ Shapes: L positions of a prompt, H width of the language model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -64,6 +64,12 @@ class Generation:
         for name, (fits, words) in accepted.items():
             if not fits:
                 raise UserError(f"{name} is {getattr(self, name)}; accepted: {words}")
+
+    def within(self, tokens: int) -> Generation:
+        """Return the same with no more than so many new tokens, 1 or more."""
+        if self.max_new_tokens <= tokens:
+            return self
+        return replace(self, max_new_tokens=tokens, min_new_tokens=min(self.min_new_tokens, tokens))
 
     @property
     def samples(self) -> bool:

@@ -10,10 +10,9 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from llava.errors import UserError
+from llava.errors import PromptTooLongError, UserError
 from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.serve.controller import check_installed, create_plain_app, create_server, listen, stream_chunks
 from llava.serve.protocol import (
@@ -35,18 +34,13 @@ from llava.utils import exit_on_user_error, setup_logging
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from PIL import Image
 
     from llava.assistant import Assistant
-    from llava.messages import Answer, Request
+    from llava.messages import Request
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
-
-
-class NoRoomError(UserError):
-    """A prompt leaves no room for an answer; to LLaVA's clients that is an answer, not an error."""
 
 
 class ModelWorker:
@@ -82,7 +76,7 @@ class ModelWorker:
             async with self._limiter, aclosing(self._answer(asked)) as texts:
                 async for text in texts:
                     yield Chunk(text).encode()
-        except NoRoomError as error:
+        except PromptTooLongError as error:  # to LLaVA's clients that is an answer, not an error
             yield Chunk(f"{asked.prompt} ({error})").encode()
         except UserError as error:
             yield Chunk(str(error), ErrorCode.WORKER).encode()
@@ -107,10 +101,10 @@ class ModelWorker:
 
         from llava.serve.streaming import stream_answer
 
-        request = await anyio.to_thread.run_sync(read_request, self.assistant, asked)
+        request = await anyio.to_thread.run_sync(read_request, asked)
         stream = stream_answer(self.assistant, request, anyio.CapacityLimiter(1))
         text = asked.prompt
-        async with aclosing(cast("AsyncGenerator[str | Answer, None]", stream)) as pieces:
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     text += piece
@@ -119,11 +113,11 @@ class ModelWorker:
             yield text
 
 
-def read_request(assistant: "Assistant", asked: GenerateRequest) -> "Request":
+def read_request(asked: GenerateRequest) -> "Request":
     """Turn what a client asks into what the assistant answers.
 
     Raises:
-        NoRoomError: If the context has no room for an answer.
+        PromptTooLongError: If no new tokens are asked for.
         UserError: If an image cannot be read, or they are not as many as their placeholders.
     """
     from llava.engine.base import Generation
@@ -135,56 +129,15 @@ def read_request(assistant: "Assistant", asked: GenerateRequest) -> "Request":
     images = [image_of_base64(text, f"image {number}") for number, text in enumerate(asked.images, start=1)]
     # As in LLaVA's worker, and as in its web page, whose slider goes down to 0.
     samples = asked.temperature > 0.001 and asked.top_p > 0
-    request = Request.ask("", *images, prompt=asked.prompt)
-    assistant.render(request)  # so that a wrong number of images is said before anything is counted
+    if asked.max_new_tokens < 1:
+        raise PromptTooLongError(f"{asked.max_new_tokens} new tokens are asked for")
     generation = Generation(
-        max_new_tokens=new_tokens(assistant, asked, images),
+        max_new_tokens=asked.max_new_tokens,
         temperature=asked.temperature if samples else 0.0,
         top_p=asked.top_p if samples else None,
         stop=() if asked.stop is None else (asked.stop,),
     )
-    return replace(request, generation=generation)
-
-
-def new_tokens(assistant: "Assistant", asked: GenerateRequest, images: Sequence["Image.Image"]) -> int:
-    """Return how many of the new tokens asked for the context has room for.
-
-    Where they fit behind unreduced images, as nearly always, the images are not looked at.
-
-    Raises:
-        NoRoomError: If it has room for none, or none is asked for.
-    """
-    from llava.mm_utils import tokenizer_image_token
-
-    encoder, config = assistant.encoder, assistant.model.config
-    limits = (getattr(config, "tokenizer_model_max_length", None), config.max_position_embeddings)
-    limit = min(filter(None, limits))
-    words = len(tokenizer_image_token(asked.prompt, assistant.tokenizer)) - len(images)
-    visual = 0
-    if images:
-        side = encoder.tower.num_patches_per_side
-        has_one_crop = "anyres" not in (getattr(config, "image_aspect_ratio", None) or "")
-        visual = len(images) * (side * side + 1)
-        if not has_one_crop or words + visual + asked.max_new_tokens > limit:
-            visual = count_visual_tokens(assistant, asked.prompt, images)
-    room = min(asked.max_new_tokens, limit - words - visual)
-    if room < 1:
-        raise NoRoomError(
-            f"no answer: the prompt has {words + visual} tokens with its images, {asked.max_new_tokens} new "
-            f"ones were asked for, and this model reads {limit}"
-        )
-    return room
-
-
-def count_visual_tokens(assistant: "Assistant", prompt: str, images: Sequence["Image.Image"]) -> int:
-    """Return how many visual tokens images become for the question of a prompt."""
-    from llava.conversation import user_turns
-
-    encoder = assistant.encoder
-    encoded = encoder.encode([encoder.preprocess(image) for image in images], [one.size for one in images])
-    question = user_turns(prompt)[-1]
-    reduced = encoder.reduce(encoded, [question] * len(images), [encoder.reducer] * len(images))
-    return sum(map(len, encoder.project(reduced)))
+    return Request.ask("", *images, prompt=asked.prompt, generation=generation)
 
 
 class HeartBeat:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 
 import anyio
 import anyio.to_thread
@@ -13,7 +13,7 @@ from llava.messages import Answer, Request
 
 async def stream_answer(
     assistant: Assistant, request: Request, limiter: anyio.CapacityLimiter
-) -> AsyncIterator[str | Answer]:
+) -> AsyncGenerator[str | Answer, None]:
     """Yield an answer's text piece by piece, and at the end the answer itself.
 
     A reader who goes away, so that the iterator is closed or its task cancelled, ends the work.
