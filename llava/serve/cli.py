@@ -1,6 +1,7 @@
 """A conversation about an image in the terminal: ``llava chat``, and LLaVA's ``python -m llava.serve.cli``.
 
-It works in a pipe as well: one question a line, until an empty line or the end of the input.
+It works in a pipe as well: one question a line, until an empty line or the end of the input. Lines that begin
+with a slash are commands.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from llava.errors import UserError
 from llava.image_io import load_image_or_url
 from llava.options import (
     CommandParser,
@@ -19,8 +21,12 @@ from llava.options import (
 from llava.utils import exit_on_user_error, printable
 
 if TYPE_CHECKING:
-    from llava.assistant import Chat
+    from PIL import Image
+
+    from llava.assistant import Assistant, Chat
     from llava.engine.base import Generation
+
+QUIT = "/quit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     """
     image = load_image_or_url(options.image_file)
     generation = read_generation(options)
-    talk(load_assistant(options).chat(image), generation, debug=options.debug)
+    talk(load_assistant(options), image, generation, debug=options.debug)
 
 
 @exit_on_user_error
@@ -59,10 +65,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     run(parser.parse_args(argv))
 
 
-def talk(chat: "Chat", generation: "Generation", *, debug: bool = False) -> None:
+def talk(
+    assistant: "Assistant", image: "Image.Image", generation: "Generation", *, debug: bool = False
+) -> None:
     """Answer one line of input after the other, as the tokens come, until an empty line or the end."""
+    chat = assistant.chat(image)
     human, model = chat.roles
-    while question := read_line(f"{human}: "):
+    while (question := read_line(f"{human}: ")) and question != QUIT:
+        if question.startswith("/"):
+            try:
+                chat = obey(question, chat, assistant)
+            except UserError as error:  # the conversation goes on as it was
+                print(printable(f"error: {error}"), file=sys.stderr)
+            continue
         print(f"{model}: ", end="", flush=True)
         for piece in chat.stream(question, generation=generation):
             print(printable(piece), end="", flush=True)
@@ -70,6 +85,35 @@ def talk(chat: "Chat", generation: "Generation", *, debug: bool = False) -> None
         if debug:
             print({"prompt": chat.prompt, "outputs": chat.answers[-1].text}, file=sys.stderr)
     print("exit...")
+
+
+def obey(command: str, chat: "Chat", assistant: "Assistant") -> "Chat":
+    """Carry out a command, and return the conversation that goes on.
+
+    Args:
+        command: A line that begins with a slash.
+        chat: The conversation so far.
+        assistant: Begins a new one for another image.
+
+    Raises:
+        UserError: If there is no such command, or what it names does not serve.
+    """
+    from llava.model.multimodal_encoder.token_reduction import parse_reduction
+
+    word, _, value = command.partition(" ")
+    if word == "/image":
+        image = load_image_or_url(value.strip())
+        reduction = chat.token_reduction
+        chat = assistant.chat(image)
+        chat.token_reduction = reduction
+        print(f"a new conversation, about {printable(value.strip())}")
+    elif word == "/reduction":
+        parse_reduction(value.strip())
+        chat.token_reduction = value.strip()
+        print(f"from now on with {value.strip()}")
+    else:
+        raise UserError(f"{word} is no command; accepted: /image FILE, /reduction SPEC, {QUIT}")
+    return chat
 
 
 def read_line(prompt: str) -> str:

@@ -21,6 +21,7 @@ class FakeChat:
     def __init__(self) -> None:
         self.options: list[Any] = []
         self.prompt = ""
+        self.token_reduction: str | None = None
         self.answers: list[SimpleNamespace] = []
 
     def stream(self, text: str, generation: Any) -> Iterator[str]:
@@ -96,6 +97,50 @@ def test_a_wrong_turn_ends_it_with_one_line(
 ):
     assert talk(monkeypatch, "one\nbad\n", "--image-file", picture) == 2
     assert capsys.readouterr().err == "error: 2 <image> placeholders in the question, 1 images given\n"
+
+
+def test_commands_change_image_and_reduction_and_end_it(
+    assistant: FakeAssistant,
+    picture: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    Image.new("RGB", (8, 2)).save(tmp_path / "other one.png")
+    lines = [
+        *("one", "/reduction TRIM:5", f"/image {tmp_path}/other one.png", "two", "/quit", "never read"),
+    ]
+    assert talk(monkeypatch, "\n".join(lines), "--image-file", picture) == 0
+    (first, chat), (second, other) = assistant.chats
+    assert (first, second) == ((6, 4), (8, 2))
+    assert (chat.token_reduction, other.token_reduction) == ("TRIM:5", "TRIM:5")
+    assert (len(chat.options), len(other.options)) == (1, 1)
+    assert "never" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("/reduction TRIM:0", "'TRIM:0' is not a token reduction"),
+        ("/reduction", "'' is not a token reduction"),
+        ("/image nowhere.png", "there is no image file nowhere.png"),
+        ("/image", "the path of the image is empty"),
+        ("/help", "/help is no command; accepted: /image FILE, /reduction SPEC, /quit"),
+    ],
+)
+def test_a_command_that_does_not_serve_is_said_and_the_conversation_goes_on(
+    command: str,
+    sentence: str,
+    assistant: FakeAssistant,
+    picture: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert talk(monkeypatch, f"one\n{command}\ntwo\n", "--image-file", picture) == 0
+    ((_, chat),) = assistant.chats
+    assert len(chat.options) == 2
+    assert chat.token_reduction is None
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("assistant")
