@@ -1,0 +1,108 @@
+"""``llava serve``: a model behind OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+
+from llava.errors import UserError
+from llava.options import add_model_options, load_assistant, positive
+from llava.utils import setup_logging
+
+KEY_VARIABLE = "LLAVA_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the server."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
+    parser.add_argument(
+        "--api-key", metavar="KEY", help=f"that clients must send (default: the variable {KEY_VARIABLE})"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="requests answered at once (default: 16)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="requests that may wait besides; more are refused (default: 64)",
+    )
+    add_model_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: If fastapi is missing, or the key, the address or the model does not serve.
+    """
+    try:
+        from llava.serve.api import ApiServer, ChatCompletions, Settings
+    except ImportError as error:
+        raise UserError(f"llava serve needs {error.name}: pip install 'llava[serve]'") from error
+    from llava.assistant import SHAPES_CHECKPOINT
+    from llava.mm_utils import get_model_name_from_path
+
+    setup_logging()
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    path = options.model_path or str(SHAPES_CHECKPOINT)
+    settings = Settings(
+        models=(get_model_name_from_path(path), path),
+        api_key=find_key(options.api_key),
+        concurrency=options.concurrency,
+        queue=options.queue,
+    )
+    # Clients that come while the model is loaded wait for it.
+    with listen(options.host, options.port) as listener:
+        server = ApiServer(ChatCompletions(load_assistant(options), settings))
+        print(f"{settings.models[0]} is served at {address(listener)}/v1", flush=True)  # noqa: T201
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+        with contextlib.suppress(KeyboardInterrupt):  # the server has ended cleanly by then
+            server.run([listener])
+
+
+def find_key(option: str | None) -> str | None:
+    """Return the key of the command line or of the environment; None if there is none.
+
+    Raises:
+        UserError: If it cannot be sent in a header, or is empty, as that of a variable that was not set.
+    """
+    key = os.environ.get(KEY_VARIABLE) if option is None else option
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"the API key (--api-key or {KEY_VARIABLE}) is empty or has characters that no header can hold; "
+            "accepted: printable ASCII without spaces"
+        )
+    return key
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        UserError: If it is taken, or is none.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the server cannot listen at {host}:{port}: {reason}") from error
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL of a socket that listens."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
