@@ -11,6 +11,7 @@ import socket
 
 from llava.errors import UserError
 from llava.options import add_model_options, load_assistant, positive
+from llava.serve.web import listen
 from llava.utils import setup_logging
 
 KEY_VARIABLE = "LLAVA_API_KEY"
@@ -86,20 +87,6 @@ def find_key(option: str | None) -> str | None:
             "accepted: printable ASCII without spaces"
         )
     return key
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address.
-
-    Raises:
-        UserError: If it is taken, or is none.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the server cannot listen at {host}:{port}: {reason}") from error
 
 
 def address(listener: socket.socket) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from llava.errors import PromptTooLongError, UserError
 from llava.options import CommandParser, add_model_options, load_assistant, positive
-from llava.serve.controller import check_installed, create_plain_app, create_server, listen, stream_chunks
 from llava.serve.protocol import (
     CONTROLLER_ADDRESS,
     HEART_BEAT_S,
@@ -30,6 +29,7 @@ from llava.serve.protocol import (
     read_body,
 )
 from llava.serve.register_worker import post_json
+from llava.serve.web import check_installed, create_plain_app, create_server, listen, stream_chunks
 from llava.utils import exit_on_user_error, setup_logging
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.loading import LoadedModel
 from llava.serve import api, api_server
 from llava.serve.api import ApiServer, ChatCompletions, Settings
-from llava.serve.api_server import address, find_key, listen
+from llava.serve.api_server import address, find_key
+from llava.serve.web import listen
 from tests.conftest import TINY_LLAVA
 from tests.serve.test_api_messages import bodies, data_url
 
@@ -564,7 +565,9 @@ def test_an_answer_ends_where_the_models_context_does(talker):
     assert too_long.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_requests_are_logged_without_what_they_say(served, caplog, urls):
+def test_requests_are_logged_without_what_they_say(served, caplog, urls, monkeypatch):
+    # A server of another test in this process may have turned it off for good.
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
     with caplog.at_level(logging.INFO):
         served.post({"messages": ask("A secret question", urls[0])})
         served.post({"messages": ask("A secret question", "data:secret")})
@@ -577,7 +580,6 @@ def test_requests_are_logged_without_what_they_say(served, caplog, urls):
     assert "base64" not in caplog.text
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_no_body_whatsoever_fails_the_server(served):
     @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -647,7 +649,6 @@ sys.exit(main())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_cleanly_and_frees_its_port(number):

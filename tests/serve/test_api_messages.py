@@ -248,7 +248,6 @@ def outcome(data):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @settings(max_examples=3000, deadline=None, database=None)
 @given(bodies | junk)
 def test_any_json_is_a_request_or_a_sentence(body):

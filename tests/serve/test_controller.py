@@ -14,18 +14,10 @@ import pytest
 import requests
 from fastapi import Request
 
-from llava.serve import controller as module
-from llava.serve import register_worker
-from llava.serve.controller import (
-    Admission,
-    Controller,
-    create_app,
-    create_plain_app,
-    create_server,
-    listen,
-    stream_chunks,
-)
+from llava.serve import controller, register_worker, web
+from llava.serve.controller import Admission, Controller, create_app
 from llava.serve.protocol import KEY_HEADER, Chunk, ErrorCode, RefusalError, read_chunks
+from llava.serve.web import create_plain_app, create_server, listen, stream_chunks
 from llava.serve.worker_registry import WorkerRegistry
 
 MODEL = "m"
@@ -356,7 +348,7 @@ def test_a_client_that_goes_away_leaves_the_worker_too():
 
 
 def test_a_client_that_does_not_read_is_given_up(monkeypatch):
-    monkeypatch.setattr(module, "SLOWEST_CLIENT_S", 0.3)
+    monkeypatch.setattr(web, "SLOWEST_CLIENT_S", 0.3)
     given_up = threading.Event()
     app = create_plain_app()
 
@@ -396,7 +388,7 @@ def test_a_client_that_goes_away_while_it_sends_leaves_no_traceback(plain, caplo
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, words, capsys):
-    assert module.main(arguments) == 2
+    assert controller.main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("error: ")
@@ -405,11 +397,11 @@ def test_a_wrong_command_line_is_one_line(arguments, words, capsys):
 
 def test_a_port_that_is_taken_is_named(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert module.main(["--port", str(taken.getsockname()[1])]) == 2
+        assert controller.main(["--port", str(taken.getsockname()[1])]) == 2
     assert "in use" in capsys.readouterr().err
 
 
 def test_what_is_missing_for_serving_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert module.main([]) == 2
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    assert controller.main([]) == 2
     assert "pip install 'llava[serve]'" in capsys.readouterr().err
