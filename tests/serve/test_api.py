@@ -568,7 +568,7 @@ def test_an_answer_ends_where_the_models_context_does(talker):
 def test_requests_are_logged_without_what_they_say(served, caplog, urls, monkeypatch):
     # A server of another test in this process may have turned it off for good.
     monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="uvicorn.access"):
         served.post({"messages": ask("A secret question", urls[0])})
         served.post({"messages": ask("A secret question", "data:secret")})
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
