@@ -104,6 +104,8 @@ def talker():
 
 @pytest.fixture(scope="module")
 def served(assistant):
+    # A server of another test in this process may have turned it off for good.
+    logging.getLogger("uvicorn.access").propagate = True
     with serving(assistant) as one:
         yield one
 
@@ -565,9 +567,7 @@ def test_an_answer_ends_where_the_models_context_does(talker):
     assert too_long.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_requests_are_logged_without_what_they_say(served, caplog, urls, monkeypatch):
-    # A server of another test in this process may have turned it off for good.
-    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
+def test_requests_are_logged_without_what_they_say(served, caplog, urls):
     with caplog.at_level(logging.INFO, logger="uvicorn.access"):
         served.post({"messages": ask("A secret question", urls[0])})
         served.post({"messages": ask("A secret question", "data:secret")})
