@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -175,10 +174,8 @@ def test_text_beyond_all_models_is_refused_before_it_is_tokenized():
 
 
 def test_a_body_of_countless_values_is_refused_before_it_takes_memory():
-    began = time.monotonic()
     with pytest.raises(UserError, match="commas and brackets; accepted: up to 262144"):
         read_body(b"[" + b"[]," * 10_000_000 + b"1]")
-    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(
