@@ -96,9 +96,12 @@ def evaluate(
     Raises:
         UserError: If its data or a setting does not serve, or a file cannot be written.
     """
-    split = choose_split(benchmark, choices.split, choices.data)
-    folder = require_data(benchmark, choices.data, split)
-    questions = benchmark.load(folder, split)
+    with processes.together():
+        split = choose_split(benchmark, choices.split, choices.data)
+        folder = require_data(benchmark, choices.data, split)
+        questions = benchmark.load(folder, split)
+        if not questions:
+            raise UserError(f"{benchmark.name} has no questions in {folder}")
     plan = choices.plan(benchmark, folder, split)
     asked = ask_questions(questions, assistant, plan, processes)
     if not processes.is_first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,12 +28,14 @@ class Entry:
 
     Attributes:
         index: Place of the question in its benchmark.
+        question: Digest of the question, with its image.
         text: The answer; empty if there is none.
         error: Why there is none.
         cost: Of the answer.
     """
 
     index: int
+    question: str
     text: str
     error: str | None = None
     cost: Cost | None = None
@@ -41,7 +43,12 @@ class Entry:
     def line(self) -> str:
         """Return the entry as one line of JSON."""
         cost = None if self.cost is None else asdict(self.cost)
-        return json_line({"index": self.index, "text": self.text, "error": self.error, "cost": cost})
+        return json_line(
+            {
+                **{"index": self.index, "question": self.question, "text": self.text},
+                **{"error": self.error, "cost": cost},
+            }
+        )
 
 
 class Journal:
@@ -94,8 +101,11 @@ class Journal:
         if recorded is None:
             write_json(self.folder / SETTINGS_FILE, settings, indent=2)
 
-    def read(self) -> dict[int, Entry]:
-        """Return the latest entry of every index, of all processes of this run and of earlier ones.
+    def read(self, questions: Sequence[str]) -> dict[int, Entry]:
+        """Return the latest entry of every question, of all processes of this run and of earlier ones.
+
+        Args:
+            questions: Digests of the questions; what was said to others does not count.
 
         Raises:
             UserError: If a file cannot be read.
@@ -109,8 +119,10 @@ class Journal:
             # What follows the last line feed was cut short, or is being written.
             for number, line in enumerate(lines[:-1], start=1):
                 entry = _read(line, path, number)
+                if entry is None or questions[entry.index : entry.index + 1] != [entry.question]:
+                    continue
                 # A question that failed is asked again by the next run, maybe by another process.
-                if entry and (entry.error is None or entry.index not in entries):
+                if entry.error is None or entry.index not in entries:
                     entries[entry.index] = entry
         return entries
 
@@ -143,7 +155,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self._path = path
         with explaining_writes(path):
-            self._file = path.open("ab+")
+            self._file = path.open("ab+", buffering=0)  # so that closing has nothing left to write
             self._file.seek(0)
             self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
@@ -161,7 +173,6 @@ class Writer:
         """
         with explaining_writes(self._path):
             self._file.write(entry.line().encode())
-            self._file.flush()
 
 
 def _read(line: bytes, path: Path, number: int) -> Entry | None:
@@ -169,7 +180,7 @@ def _read(line: bytes, path: Path, number: int) -> Entry | None:
     try:
         item = json.loads(line)
         cost = item["cost"] and Cost(**item["cost"])
-        return Entry(int(item["index"]), str(item["text"]), item["error"], cost)
+        return Entry(int(item["index"]), str(item["question"]), str(item["text"]), item["error"], cost)
     except (ValueError, KeyError, TypeError):
         logger.warning("%s, line %d is damaged; its question is asked again", path, number)
         return None

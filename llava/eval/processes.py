@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from llava.errors import UserError
 from llava.utils import process_rank
 
 
@@ -31,10 +32,25 @@ class Processes:
         """Whether this process does what is done once."""
         return self.rank == 0
 
-    def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do a part of the work in every process, and go on when all have done it.
+
+        Raises:
+            UserError: In all of them, if it is raised in one, so that none waits for another.
+        """
+        error = None
+        try:
+            yield
+        except UserError as own:
+            error = own
         if self.count > 1:
-            distributed.barrier()
+            sentences: list[str | None] = [None] * self.count
+            distributed.all_gather_object(sentences, None if error is None else str(error))
+            first = next(filter(None, sentences), None)
+            error = error or (UserError(first) if first else None)
+        if error is not None:
+            raise error
 
     def device(self) -> str | None:
         """Return the device of this process; None leaves the choice, where there is one process only."""

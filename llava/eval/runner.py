@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from tqdm import tqdm
 from llava.assistant import Assistant
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.engine.base import Generation
+from llava.errors import UserError
 from llava.eval.batch_size import choose_batch_size
 from llava.eval.benchmark import Question, Response
 from llava.eval.files import JsonObject, write_jsonl
 from llava.eval.journal import Entry, Journal
 from llava.eval.processes import Processes
-from llava.eval.provenance import code_digest, questions_digest, weights_digest
+from llava.eval.provenance import code_digest, digest_of, question_digests, settings_of
 from llava.messages import Answer, Failure, Request
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Asked:
     """What came of asking.
 
     Attributes:
-        responses: Of the questions that were asked, in their order.
+        responses: Of the questions that were asked, in their order; on the first process only.
         entries: Likewise; they have the costs.
         settings: What the answers depend on.
     """
@@ -94,26 +95,30 @@ def ask_questions(
         UserError: If a file cannot be written, or another run writes to it.
     """
     chosen = range(len(questions) if plan.limit is None else min(plan.limit, len(questions)))
-    settings = _settings(questions, assistant, plan)
     journal = Journal.beside(plan.answers_file)
-    with journal.lock(plan.option) if processes.is_first else nullcontext():
-        if processes.is_first:
-            journal.open(settings, plan.answers_file)
-        processes.wait_for_all()
-        _answer_share(questions, chosen, assistant, plan, processes)
-        processes.wait_for_all()
-        entries = journal.read()
-        if processes.is_first:
-            responses = {i: Response(questions[i], entry.text, entry.error) for i, entry in entries.items()}
-            write_jsonl(
-                plan.answers_file, (answer_record(responses[i], plan.model_id) for i in sorted(responses))
+    with ExitStack() as held:
+        with processes.together():
+            settings, digests = _settings(assistant, plan), question_digests(questions)
+            if processes.is_first:
+                held.enter_context(journal.lock(plan.option))
+                journal.open(settings, plan.answers_file)
+        with processes.together():
+            share = share_of(questions, chosen, processes)
+            _answer_share(questions, digests, share, assistant, plan, processes)
+        settings |= {"questions": digest_of(digests)}
+        if not processes.is_first:
+            return Asked([], [], settings)
+        entries = journal.read(digests)
+        responses = {i: Response(questions[i], entry.text, entry.error) for i, entry in entries.items()}
+        write_jsonl(
+            plan.answers_file, (answer_record(responses[i], plan.model_id) for i in sorted(responses))
+        )
+        if absent := [index for index in chosen if index not in entries]:
+            raise UserError(
+                f"{plan.answers_file} lacks {len(absent)} answers that other processes have given: do all "
+                "processes write to the same file system? Run again to go on"
             )
-        processes.wait_for_all()
-    return Asked(
-        [Response(questions[i], entries[i].text, entries[i].error) for i in chosen],
-        [entries[i] for i in chosen],
-        settings,
-    )
+        return Asked([responses[i] for i in chosen], [entries[i] for i in chosen], settings)
 
 
 def share_of(questions: Sequence[Question], chosen: Sequence[int], processes: Processes) -> list[int]:
@@ -172,33 +177,27 @@ def short_id(*parts: object) -> str:
     return "".join(digits)
 
 
-def _settings(questions: Sequence[Question], assistant: Assistant, plan: Plan) -> dict[str, Any]:
+def _settings(assistant: Assistant, plan: Plan) -> dict[str, Any]:
     """Return all that decides what the answers are; two runs with the same settings share them."""
-    model = assistant.model
     return {
-        "weights": weights_digest(model),
-        "quantization": str(getattr(model, "quantization_method", None)),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "reduction": str(assistant.encoder.reducer),
-        "aspect_ratio": getattr(model.config, "image_aspect_ratio", None),
+        **settings_of(assistant),
         "template": plan.template,
         "generation": asdict(plan.generation),
-        "questions": questions_digest(questions),
         "code": code_digest(),
     }
 
 
 def _answer_share(
     questions: Sequence[Question],
-    chosen: Sequence[int],
+    digests: Sequence[str],
+    share: Sequence[int],
     assistant: Assistant,
     plan: Plan,
     processes: Processes,
 ) -> None:
     """Answer what this process has not answered yet; a question that failed before is asked again."""
     journal = Journal.beside(plan.answers_file)
-    entries = journal.read()
-    share = share_of(questions, chosen, processes)
+    entries = journal.read(digests)
     pending = [index for index in share if index not in entries or entries[index].error is not None]
     if not pending:
         return
@@ -213,11 +212,11 @@ def _answer_share(
     )
     with journal.writer(processes.rank) as writer, bar:
         for index, result in zip(pending, assistant.answer_all(requests, batch_size), strict=True):
-            writer.append(_entry(index, result))
+            writer.append(_entry(index, digests[index], result))
             bar.update()
 
 
-def _entry(index: int, result: Answer | Failure) -> Entry:
+def _entry(index: int, question: str, result: Answer | Failure) -> Entry:
     if isinstance(result, Failure):
-        return Entry(index, "", error=str(result.error))
-    return Entry(index, result.text, cost=result.cost)
+        return Entry(index, question, "", error=str(result.error))
+    return Entry(index, question, result.text, cost=result.cost)

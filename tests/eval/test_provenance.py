@@ -1,14 +1,13 @@
 """What answers depend on can be told apart, and what they do not depend on makes no difference."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from llava.assistant import Assistant
 from llava.eval import provenance
 from llava.eval.benchmark import Question
-from llava.eval.provenance import code_digest, questions_digest, versions, weights_digest
+from llava.eval.provenance import code_digest, question_digests, settings_of, versions, weights_digest
 from tests.conftest import TINY_LLAVA
 
 
@@ -22,21 +21,43 @@ def test_models_are_told_apart_by_their_weights_alone(shapes):
     assert weights_digest(again.model) != weights_digest(shapes.model)
 
 
-def test_questions_are_told_apart_by_what_is_asked_and_not_by_where_it_lies():
-    questions = [Question(1, "a", image=Path("here/x.png")), Question(2, "b")]
-    moved = [replace(questions[0], image=Path("there/x.png")), questions[1]]
-    assert questions_digest(moved) == questions_digest(questions)
-    for change in (
-        {"text": "c"},
-        {"clip_text": "c"},
-        {"image": Path("y.png")},
-        {"id": 3},
-        {"extra": {"k": 1}},
-    ):
-        assert questions_digest([replace(questions[0], **change), questions[1]]) != questions_digest(
-            questions
-        )
-    assert questions_digest(questions[::-1]) != questions_digest(questions)
+def test_a_setting_that_changes_answers_is_told(shapes, monkeypatch):
+    before = settings_of(shapes)
+    assert settings_of(Assistant.load(device="cpu")) == before
+    config, tower = shapes.model.config, shapes.model.get_vision_tower()
+    with monkeypatch.context() as change:
+        change.setattr(config, "rms_norm_eps", 0.5)
+        assert settings_of(shapes)["config"] != before["config"]
+    with monkeypatch.context() as change:
+        change.setattr(config, "name_or_path", "elsewhere")
+        assert settings_of(shapes) == before
+    with monkeypatch.context() as change:
+        change.setattr(tower.image_processor, "image_mean", [0.0, 0.9, 0.0])
+        assert settings_of(shapes)["config"] != before["config"]
+    projection = tower.text_tower.text_projection.weight
+    projection.data.neg_()  # which the reducer reads
+    try:
+        assert settings_of(shapes)["text_encoder"] != before["text_encoder"]
+    finally:
+        projection.data.neg_()
+    assert settings_of(shapes) == before
+
+
+def test_questions_are_told_apart_by_what_is_asked_and_shown_not_by_where_it_lies(tmp_path):
+    for folder, data in (("here", b"abc"), ("there", b"abc"), ("other", b"abd")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(data)
+    question = Question(1, "a", image=tmp_path / "here" / "x.png")
+    (digest,) = question_digests([question])
+    assert question_digests([replace(question, image=tmp_path / "there" / "x.png")]) == [digest]
+    others = (
+        *({"text": "c"}, {"clip_text": "c"}, {"id": 3}, {"extra": {"k": 1}}, {"image": None}),
+        *({"image": tmp_path / "other" / "x.png"}, {"image": tmp_path / "none.png"}),
+    )
+    digests = question_digests([question, *(replace(question, **other) for other in others)])
+    assert digests[0] == digest
+    # An image that is not there is told like none: the question fails, and is asked anyway.
+    assert len(set(digests)) == len(digests) - 1
 
 
 def test_code_is_told_apart_by_what_answers(tmp_path, monkeypatch):

@@ -3,9 +3,11 @@
 import base64
 import binascii
 import csv
+import hashlib
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,16 +227,38 @@ def _image_readers(rows: Sequence[Row], path: Path) -> dict[str, Callable[[], Im
     """
     sources = {row["index"]: row["image"] for row in rows}
     stored = {index: sources.get(image, image) for index, image in sources.items()}
-    readers = {image: partial(_decode, image, f"{path}: the image of row {i}") for i, image in stored.items()}
+    readers = {image: StoredImage(image, f"{path}: the image of row {i}") for i, image in stored.items()}
     return {index: readers[image] for index, image in stored.items()}
 
 
-def _decode(text: str, name: str) -> Image.Image:
-    try:
-        data = base64.b64decode(text, validate=False)
-    except binascii.Error as error:
-        raise UserError(f"{name} is not base64: {error}") from error
-    return load_image_bytes(data, name)
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredImage:
+    """An image in a cell of the table, decoded when it is called.
+
+    Attributes:
+        text: Base64 of the image file.
+        name: What error messages call it.
+    """
+
+    text: str
+    name: str
+
+    @property
+    def digest(self) -> str:
+        """Tells images apart."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def __call__(self) -> Image.Image:
+        """Return the image.
+
+        Raises:
+            UserError: If it cannot be decoded.
+        """
+        try:
+            data = base64.b64decode(self.text, validate=False)
+        except binascii.Error as error:
+            raise UserError(f"{self.name} is not base64: {error}") from error
+        return load_image_bytes(data, self.name)
 
 
 def _number(row: Row, path: Path) -> int:
