@@ -14,6 +14,7 @@ from llava.eval.benchmarks.scienceqa import (
     OPTIONS,
     SCIENCEQA,
     choice_of,
+    problem_of,
     read_letter,
     read_problems,
 )
@@ -77,7 +78,7 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
     lines = {str(line["question_id"]): line for line in read_jsonl(result_file, "question_id", "text")}
     scored = []
     for name in map(str, ids):
-        problem = require_keys(problems.get(name), ("answer", "choices"), f"problem {name} of problems.json")
+        problem = problem_of(problems, name)
         if problem["answer"] >= len(options):
             raise UserError(
                 f"--options is {options!r}; problem {name} needs at least {problem['answer'] + 1} letters"

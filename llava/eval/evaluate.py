@@ -60,6 +60,8 @@ class Choices:
     def result_path(self, benchmark: Benchmark, split: str) -> Path:
         """Return where the JSON document of a run goes."""
         name = benchmark.name if split in ("", *benchmark.splits[:1]) else f"{benchmark.name}-{split}"
+        if self.limit is not None:  # it is not to hide that of a whole run
+            name += f"-first-{self.limit}"
         file = self.results_file.name
         # A name such as llava-v1.5-7b has a dot and no suffix.
         folder = file.removesuffix(".txt") if file.endswith(".txt") else f"{file}-json"
@@ -128,7 +130,7 @@ def evaluate(
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
     write_json(choices.result_path(benchmark, split), result)
-    if result["score"] is not None:
+    if result["score"] is not None and len(asked.responses) == len(questions):
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
     return result
 

@@ -22,8 +22,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("benchmark", "id", "miniature", "score", "marks", "settings", "cost", "judge", "date")
+KEYS = (
+    *(
+        "benchmark",
+        "title",
+        "id",
+        "miniature",
+        "split",
+        "date",
+        "questions",
+        "questions_available",
+        "failures",
+    ),
+    *("score", "marks", "settings", "cost", "judge"),
+)
 KINDS = {False: "Benchmarks", True: "Miniatures of the shapes world"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the tables: a benchmark, or a part of one.
+
+    Attributes:
+        benchmark: The benchmark.
+        part: A split that is not the default, or a limit; empty for what is usual.
+    """
+
+    benchmark: Benchmark
+    part: str = ""
+
+    @classmethod
+    def of(cls, result: JsonObject) -> Row:
+        """Return the row of a result."""
+        benchmark = next(item for item in BENCHMARKS if item.name == result["benchmark"])
+        parts = [] if result["split"] in ("", *benchmark.splits[:1]) else [result["split"]]
+        if result["questions"] < result["questions_available"]:
+            parts.append(f"first {result['questions']} of {result['questions_available']}")
+        return cls(benchmark, ", ".join(parts))
+
+    @property
+    def title(self) -> str:
+        """What stands at the beginning of the row."""
+        return ", ".join(filter(None, [self.benchmark.title, self.part]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +72,11 @@ class Run:
 
     Attributes:
         id: Of the run.
-        results: By the benchmark's name.
+        results: By row.
     """
 
     id: str
-    results: dict[str, JsonObject]
+    results: dict[Row, JsonObject]
 
     @property
     def reduction(self) -> str:
@@ -49,16 +89,22 @@ class Run:
         tokens = [result["cost"]["visual_tokens"] for result in self.results.values() if result["cost"]]
         return fmean(tokens) if tokens else None
 
-    def score(self, benchmark: str) -> float | None:
-        """Return the score in a benchmark, if there is one."""
-        result = self.results.get(benchmark)
+    def score(self, row: Row) -> float | None:
+        """Return the score in a row, if there is one."""
+        result = self.results.get(row)
         return None if result is None or result["score"] is None else result["score"]["value"]
 
-    def relative_to(self, baseline: Run) -> float | None:
-        """Return the mean, in percent, of this run's scores over those of another, where both have one."""
-        pairs = [(self.score(name), baseline.score(name)) for name in self.results]
-        shares = [own / other for own, other in pairs if own is not None and other]
-        return 100 * fmean(shares) if shares else None
+    def relative_to(self, baseline: Run) -> tuple[float, int] | None:
+        """Return the mean, in percent, of this run's scores over those of another, and of how many rows.
+
+        Rows count where both have answered the same questions, and the same judge has scored them.
+        """
+        shares = []
+        for row, result in self.results.items():
+            own, other = self.score(row), baseline.score(row)
+            if own is not None and other and why_not_paired(result, baseline.results[row]) is None:
+                shares.append(own / other)
+        return (100 * fmean(shares), len(shares)) if shares else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +150,9 @@ def run_report(options: argparse.Namespace) -> None:
     ]
     text = "\n".join(map(describe, comparisons))
     print(printable(text))
-    write_text(options.output.with_suffix(".md"), text)
-    draw(comparisons, options.output.with_suffix(".png"))
+    # A name such as llava-v1.5-7b has a dot and no suffix.
+    write_text(options.output.with_name(f"{options.output.name}.md"), text)
+    draw(comparisons, options.output.with_name(f"{options.output.name}.png"))
 
 
 def read_results(paths: Sequence[Path]) -> list[JsonObject]:
@@ -133,7 +180,7 @@ def collect(results: Sequence[JsonObject], miniature: bool) -> list[Run]:
     runs: dict[str, Run] = {}
     for result in sorted(results, key=lambda result: result["date"]):
         if result["miniature"] == miniature:
-            runs.setdefault(result["id"], Run(result["id"], {})).results[result["benchmark"]] = result
+            runs.setdefault(result["id"], Run(result["id"], {})).results[Row.of(result)] = result
     return [runs[name] for name in dict.fromkeys(result["id"] for result in results) if name in runs]
 
 
@@ -147,16 +194,14 @@ def choose_baseline(runs: Sequence[Run], name: str | None) -> Run:
 def describe(comparison: Comparison) -> str:
     """Return a report on one kind of data in Markdown: scores, and differences to the baseline."""
     runs, baseline = comparison.runs, comparison.baseline
-    benchmarks = [item for item in BENCHMARKS if any(item.name in run.results for run in runs)]
-    parts = [f"## {comparison.title}", _scores(comparison, benchmarks)]
+    found = {row for run in runs for row in run.results}
+    rows = sorted(found, key=lambda row: (BENCHMARKS.index(row.benchmark), row.part))
+    parts = [f"## {comparison.title}", _scores(comparison, rows)]
     if others := [run for run in runs if run is not baseline]:
         parts.append(f"Differences to `{baseline.id}` on the same questions, with 95% intervals:")
-        rows = [
-            [item.title, *(_difference(run.results, baseline.results, item) for run in others)]
-            for item in benchmarks
-        ]
-        rows = [row for row in rows if any(row[1:])]
-        parts.append(markdown_table(["", *(f"`{run.id}`" for run in others)], rows))
+        lines = [[row.title, *(_difference(run, baseline, row) for run in others)] for row in rows]
+        lines = [line for line in lines if any(line[1:])]
+        parts.append(markdown_table(["", *(f"`{run.id}`" for run in others)], lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -187,8 +232,10 @@ def _draw_runs(axes: Axes, comparison: Comparison) -> None:
     for run in comparison.runs:
         tokens, relative = run.visual_tokens, run.relative_to(comparison.baseline)
         if tokens is not None and relative is not None:
-            axes.scatter(tokens, relative, zorder=3)
-            axes.annotate(run.id, (tokens, relative), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            axes.scatter(tokens, relative[0], zorder=3)
+            axes.annotate(
+                run.id, (tokens, relative[0]), xytext=(6, 4), textcoords="offset points", fontsize=8
+            )
     axes.set_title(comparison.title)
     axes.set_xlabel("visual tokens per image")
     axes.set_ylabel(f"mean score relative to {comparison.baseline.id} (%)")
@@ -196,18 +243,18 @@ def _draw_runs(axes: Axes, comparison: Comparison) -> None:
     axes.grid(alpha=0.3)
 
 
-def _scores(comparison: Comparison, benchmarks: Sequence[Benchmark]) -> str:
+def _scores(comparison: Comparison, rows: Sequence[Row]) -> str:
     runs, baseline = comparison.runs, comparison.baseline
     relative = [run.relative_to(baseline) for run in runs]
     tokens = [run.visual_tokens for run in runs]
-    rows = [
-        *([item.title, *(_cell(run.results.get(item.name)) for run in runs)] for item in benchmarks),
-        ["mean, relative to the first" if baseline is runs[0] else f"mean, relative to `{baseline.id}`"]
-        + ["" if value is None else f"{value:.1f}%" for value in relative],
+    lines = [
+        *([row.title, *(_cell(run.results.get(row)) for run in runs)] for row in rows),
+        [f"mean relative to `{baseline.id}` (of n)"]
+        + ["" if value is None else f"{value[0]:.1f}% ({value[1]})" for value in relative],
         ["reduction", *(f"`{run.reduction}`" for run in runs)],
         ["visual tokens per image", *("" if value is None else f"{value:.1f}" for value in tokens)],
     ]
-    return markdown_table(["", *(f"`{run.id}`" for run in runs)], rows)
+    return markdown_table(["", *(f"`{run.id}`" for run in runs)], lines)
 
 
 def _cell(result: JsonObject | None) -> str:
@@ -222,29 +269,26 @@ def _cell(result: JsonObject | None) -> str:
     return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]{failures}"
 
 
-def _difference(own: dict[str, JsonObject], other: dict[str, JsonObject], benchmark: Benchmark) -> str:
-    if benchmark.name not in own or benchmark.name not in other:
+def _difference(run: Run, baseline: Run, row: Row) -> str:
+    if run.score(row) is None or baseline.score(row) is None:
         return ""
-    first, second = other[benchmark.name], own[benchmark.name]
-    if first["score"] is None or second["score"] is None:
-        return ""
-    if first["settings"]["questions"] != second["settings"]["questions"] or not _are_paired(first, second):
-        return "other questions"
-    if _judged_by(first) != _judged_by(second):
-        return "another judge"
-    found = paired_difference(_marks(first), _marks(second), _headline(benchmark))
+    first, second = baseline.results[row], run.results[row]
+    if why := why_not_paired(second, first):
+        return why
+    found = paired_difference(_marks(first), _marks(second), _headline(row.benchmark))
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def _are_paired(first: JsonObject, second: JsonObject) -> bool:
-    """Tell whether the marks of two results are of the same questions; failed reviews leave gaps."""
+def why_not_paired(first: JsonObject, second: JsonObject) -> str | None:
+    """Say why the scores of two results cannot be compared; None if they can."""
     judged = [result["judge"] for result in (first, second) if result["judge"] is not None]
-    return len(first["marks"]) == len(second["marks"]) and not any(item["failures"] for item in judged)
-
-
-def _judged_by(result: JsonObject) -> tuple[str, str] | None:
-    judge = result["judge"]
-    return None if judge is None else (judge["judge"], judge["prompt_hash"])
+    has_gaps = any(item["failures"] for item in judged)  # reviews that failed
+    same = first["settings"]["questions"] == second["settings"]["questions"]
+    if not same or has_gaps or len(first["marks"]) != len(second["marks"]):
+        return "other questions"
+    if len({(item["judge"], item["prompt_hash"]) for item in judged}) > 1:
+        return "another judge"
+    return None
 
 
 def _headline(benchmark: Benchmark) -> Callable[[Sequence[Mark]], float]:

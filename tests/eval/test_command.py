@@ -50,7 +50,7 @@ def test_a_benchmark_by_name_prints_its_score(miniatures, tmp_path, capsys):
     assert re.match(
         r"POPE \(Avg. F1\), miniature: [\d.]+ \[.*\]; 6 questions; 17.0 visual tokens, \d+ ms", printed
     )
-    result = json.loads((tmp_path / "results" / "by-name" / "pope.json").read_text())
+    result = json.loads((tmp_path / "results" / "by-name" / "pope-first-6.json").read_text())
     assert result["settings"]["generation"]["max_new_tokens"] == 5
     assert result["run"]["batch_size"] == 4
 
@@ -80,7 +80,7 @@ def test_all_are_twelve(miniatures, tmp_path, capsys):
     assert len(lines) == 12
     assert sum("needs a judge" in line for line in lines) == 2
     written = sorted(path.stem for path in (tmp_path / "results" / "twelve").glob("*.json"))
-    assert written == sorted(set(NAMES) - {"qbench"})
+    assert written == sorted(f"{name}-first-1" for name in set(NAMES) - {"qbench"})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,6 @@ def test_results_go_below_results_miniatures_apart(miniatures, tmp_path, monkeyp
         "cpu",
     ]
     assert main([*argv, "--max-new-tokens", "1", "--token-reduction", "none"]) == 0
-    assert (tmp_path / "results" / "miniatures" / "llava-v1.5-tiny-none" / "pope.json").exists()
+    assert (tmp_path / "results" / "miniatures" / "llava-v1.5-tiny-none" / "pope-first-1.json").exists()
     assert main(["report", "results"]) == 0
     assert "| `llava-v1.5-tiny-none`" in capsys.readouterr().out

@@ -59,6 +59,9 @@ def test_a_result_says_what_was_measured_and_how(shapes, choices):
 def test_a_limited_run_exports_nothing_and_says_how_many_there_are(shapes, choices):
     result = evaluate(VQAV2, shapes, replace(choices, limit=3), ALONE)
     assert (result["questions"], result["questions_available"], result["export"]) == (3, 24, None)
+    written = choices.results_file.parent / "llava-v1.5"
+    assert [path.name for path in written.iterdir()] == ["vqav2-first-3.json"]  # no whole run's result
+    assert not choices.results_file.exists()
     assert len(result["marks"]) == 3
 
 

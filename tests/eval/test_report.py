@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import MissingFileError, UserError
-from llava.eval.report import collect, markdown_table, read_results, run_report
+from llava.eval.benchmarks.gqa import GQA
+from llava.eval.report import Row, collect, markdown_table, read_results, run_report
 from llava.options import CommandParser
 
 
@@ -14,6 +15,10 @@ def result(run_id, benchmark="gqa", points=(1, 1, 0, 1), **changes):
     share = 100 * sum(points) / len(points)
     return {
         "benchmark": benchmark,
+        "title": benchmark,
+        "split": {"gqa": "testdev_balanced", "vqav2": "test-dev2015"}.get(benchmark, ""),
+        "questions": len(points),
+        "questions_available": len(points),
         "id": run_id,
         "miniature": False,
         "date": "2026-01-01T00:00:00+00:00",
@@ -72,7 +77,7 @@ def test_scores_stand_beside_each_other_with_their_mean_relative_to_the_baseline
     found = rows(printed.split("Differences")[0])
     assert found["GQA (Acc)"] == ["75.00 [70.00, 80.00]", "50.00 [45.00, 55.00]"]
     # 50/75 and 100/50: (66.7 + 200) / 2 percent of the run without reduction, which is the baseline.
-    assert found["mean, relative to the first"] == ["100.0%", "133.3%"]
+    assert found["mean relative to `plain` (of n)"] == ["100.0% (2)", "133.3% (2)"]
     assert found["reduction"] == ["`none`", "`TRIM:-1`"]
     assert found["visual tokens per image"] == ["576.0", "120.0"]
     assert (folder / "report.md").read_text() == printed.rstrip("\n") + "\n"
@@ -122,13 +127,40 @@ def test_rows_without_a_score_say_why(write, capsys):
 def test_of_two_results_of_one_run_the_newer_counts():
     older, newer = result("plain"), result("plain", points=(1, 1, 1, 1), date="2026-02-01T00:00:00+00:00")
     (run,) = collect([newer, older], miniature=False)
-    assert run.score("gqa") == 100
+    assert run.score(Row(GQA)) == 100
+
+
+def test_parts_of_a_benchmark_have_rows_of_their_own_and_do_not_hide_each_other(write, capsys):
+    report(
+        write(
+            result("plain", benchmark="vqav2"),
+            result("plain", benchmark="vqav2", split="test2015", score=None, marks=[]),
+            result("plain", benchmark="gqa", questions=2, questions_available=4, points=(1, 0))
+            | {"questions": 2},
+        )
+    )
+    found = rows(capsys.readouterr().out)
+    assert found["VQAv2 (Acc)"] == ["75.00 [70.00, 80.00]"]
+    assert found["VQAv2 (Acc), test2015"] == ["for submission"]
+    assert found["GQA (Acc), first 2 of 4"] == ["50.00 [45.00, 55.00]"]
+
+
+def test_the_mean_is_of_rows_that_can_be_compared(write, capsys):
+    other = {"reduction": "TRIM:-1", "questions": "xyz"}
+    folder = write(
+        result("plain"),
+        result("plain", benchmark="pope"),
+        reduced("trim", points=(1, 0, 0, 1)),
+        reduced("trim", benchmark="pope", points=(1, 1, 1, 1), settings=other),
+    )
+    report(folder)
+    assert rows(capsys.readouterr().out)["mean relative to `plain` (of n)"] == ["100.0% (2)", "66.7% (1)"]
 
 
 def test_a_baseline_may_be_named(write, capsys):
     folder = write(result("plain"), reduced("trim"))
     report(folder, "--baseline", "trim")
-    assert "mean, relative to `trim`" in capsys.readouterr().out
+    assert "mean relative to `trim` (of n)" in capsys.readouterr().out
     with pytest.raises(UserError, match="there is no run 'other'; accepted: plain, trim"):
         report(folder, "--baseline", "other")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.engine.base import Generation
+from llava.errors import UserError
 from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
 from llava.eval.files import JsonObject, read_json, read_objects, require_keys
 
@@ -42,9 +43,7 @@ def load(folder: Path, _split: str) -> list[Question]:
     path = folder / "llava_test_CQM-A.json"
     questions = []
     for question in load_questions(path, folder / "images" / SPLIT, with_instruction=True):
-        problem = require_keys(
-            problems.get(str(question.id)), ("answer", "choices"), f"problem {question.id} of problems.json"
-        )
+        problem = problem_of(problems, str(question.id))
         solution = Solution(problem["answer"], len(problem["choices"]))
         questions.append(replace(question, group=SEPARATOR.join(groups_of(problem)), target=solution))
     return questions
@@ -88,6 +87,20 @@ def read_problems(folder: Path) -> dict[str, JsonObject]:
         UserError: If it is missing or malformed.
     """
     return require_keys(read_json(folder / "problems.json"), (), str(folder / "problems.json"))
+
+
+def problem_of(problems: Mapping[str, JsonObject], name: str) -> JsonObject:
+    """Return a problem, whose answer is one of its choices.
+
+    Raises:
+        UserError: If there is none, or it is malformed.
+    """
+    where = f"problem {name} of problems.json"
+    problem = require_keys(problems.get(name), ("answer", "choices"), where)
+    answer, count = problem["answer"], len(problem["choices"])
+    if not isinstance(answer, int) or not 0 <= answer < count:
+        raise UserError(f"{where}: 'answer' is {answer!r}; accepted: the index of one of its {count} choices")
+    return problem
 
 
 def groups_of(problem: Mapping[str, Any]) -> list[str]:
