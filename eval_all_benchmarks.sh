@@ -45,16 +45,23 @@ RESULTS="${RESULTS:-${root}results}"
 if [[ -e "$DATA/MINIATURE.json" ]]; then RESULTS+="/miniatures"; fi
 
 status=0
-folders=()
+ids=()
+files=()
+begun="$(mktemp)" # results older than this are of other calls
+trap 'rm -f -- "$begun"' EXIT
 for model in "${models[@]}"; do
     for reduction in "${reductions[@]}"; do
         id="$(run_name "$model" "$reduction")"
+        [[ " ${ids[*]+"${ids[*]}"} " != *" $id "* ]] || fail "two models are called $id; evaluate them apart, with --id"
+        ids+=("$id")
         say "$id"
         evaluate all --model-path "$model" --data "$DATA" --id "$id" --results-file "$RESULTS/$id.txt" \
             ${MODEL_BASE:+--model-base "$MODEL_BASE"} ${reduction:+--token-reduction "$reduction"} \
             ${JUDGE_MODEL:+--judge-model "$JUDGE_MODEL"} "$@" || status=$?
-        if [[ -d "$RESULTS/$id" ]]; then folders+=("$RESULTS/$id"); fi
+        while IFS= read -r file; do files+=("$file"); done < <(
+            find "$RESULTS/$id" -name '*.json' -newer "$begun" 2>/dev/null
+        )
     done
 done
-if ((${#folders[@]})); then evaluate report "${folders[@]}" --output "$RESULTS/report"; fi
+if ((${#files[@]})); then evaluate report "${files[@]}" --output "$RESULTS/report"; fi
 exit "$status"

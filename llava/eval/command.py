@@ -159,7 +159,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     from llava.engine.base import Generation
     from llava.eval.data_check import is_miniature
     from llava.eval.evaluate import Choices
-    from llava.eval.files import explaining_writes
+    from llava.eval.files import explaining_writes, read_text
     from llava.eval.judge import Judge
 
     model = options.model_path or "the bundled shapes model"
@@ -169,6 +169,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     with explaining_writes(results_file):
         results_file.parent.mkdir(parents=True, exist_ok=True)
         results_file.open("a").close()
+    read_text(results_file)  # which gets the scores at the end
     given = {name: getattr(options, name) for name in GENERATION_OPTIONS}
     generation = {name: value for name, value in given.items() if value is not None}
     Generation(**generation)  # refuses what no model can do before one is loaded

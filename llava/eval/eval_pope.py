@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava.eval.benchmark import Mark, Response
 from llava.eval.benchmarks.pope import POPE, confusion, load_questions, mark, metrics
-from llava.eval.files import read_jsonl, write_score
+from llava.eval.files import has_error, read_jsonl, write_score
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
@@ -26,7 +26,7 @@ def score(question_file: Path, annotation_dir: Path, result_file: Path) -> list[
     marks = []
     for question in load_questions(question_file, annotation_dir, Path()):
         line = answers.get(question.id)
-        has_failed = line is None or "error" in line.get("metadata", {})
+        has_failed = line is None or has_error(line)
         text = "" if line is None else line["text"]
         marks.append(mark(Response(question, text, error="no answer" if has_failed else None)))
     return marks

@@ -86,7 +86,9 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
         line = lines.get(name, {"text": FAILED})
         letter = read_letter(line["text"], options)
         choice = choice_of(letter, len(problem["choices"]), options)
-        scored.append(Scored(name, line["text"], line.get("prompt", ""), letter, choice, problem["answer"]))
+        scored.append(
+            Scored(name, line["text"], str(line.get("prompt") or ""), letter, choice, problem["answer"])
+        )
     return scored
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmarks.textvqa import TEXTVQA, answers_to, question_of_prompt, read_annotations
-from llava.eval.files import read_jsonl, write_score
+from llava.eval.files import has_error, read_jsonl, write_score
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
@@ -28,7 +28,7 @@ def score(annotation_file: Path, result_file: Path) -> list[float]:
     for line in read_jsonl(result_file, "question_id", "prompt", "text"):
         key = (str(line["question_id"]), question_of_prompt(line["prompt"]).lower())
         correct = evaluator.score(line["text"], answers_to(key, references, result_file))
-        points.append(0.0 if "error" in line.get("metadata", {}) else correct)
+        points.append(0.0 if has_error(line) else correct)
     return points
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("questions", "annotations", "data"), _LIST),
     **dict.fromkeys(("types",), _OBJECT),
 }
+_MAYBE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 
 
@@ -32,8 +34,9 @@ def read_json(path: Path) -> Any:
         MissingFileError: If there is no such file.
         UserError: If it cannot be read or is not JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return _parse(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -136,7 +139,7 @@ def write_score(path: Path, title: str, value: float) -> None:
     """
     with explaining_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = read_text(path).splitlines() if path.exists() else []
         kept = [line for line in lines if line.split("\t")[0] != title]
         path.write_text("".join(f"{line}\n" for line in [*kept, f"{title}\t{value:.2f}"]), encoding="utf-8")
 
@@ -221,9 +224,27 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 
 
+def has_error(line: JsonObject) -> bool:
+    """Tell whether a record of LLaVA's says that its question failed."""
+    metadata = line.get("metadata")
+    return isinstance(metadata, dict) and "error" in metadata
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON; halves of characters, which it may write and nothing can encode, are refused.
+
+    Raises:
+        ValueError: If it is not JSON, or holds one.
+    """
+    document = json.loads(text)
+    if _MAYBE_HALF.search(text):
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
 def _read_line(line: str, keys: Sequence[str], where: str) -> JsonObject:
     try:
-        item = json.loads(line)
+        item = _parse(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     return require_keys(item, keys, where)

@@ -15,6 +15,7 @@ from llava.eval.files import move_aside, read_json, read_jsonl, read_objects, wr
         ("\n\n[]\n", r"line 3 is \[\]; expected a JSON object"),
         ('{"text": "a"', "line 1 is not JSON"),
         ("[" * 100_000 + "\n", "line 1 is not JSON"),
+        ('{"text": "\\ud800"}\n', "line 1 is not JSON: .*surrogates not allowed"),
         ('{"other": 1}\n', "line 1 lacks 'text'; it has 'other'"),
     ],
 )
