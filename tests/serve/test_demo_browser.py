@@ -46,7 +46,7 @@ def demo(tmp_path_factory):
     process = started(port, log)
     yield f"http://127.0.0.1:{port}/", log
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_it_ends_when_it_is_told_and_the_port_is_free(number, tmp_path):
     port = free_port()
     process = started(port, tmp_path)
     process.send_signal(number)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     assert "Traceback" not in process.stdout.read()
     with socket.socket() as again:
         again.bind(("127.0.0.1", port))
