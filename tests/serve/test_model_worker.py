@@ -302,7 +302,7 @@ def test_a_worker_that_is_stopped_tells_its_running_answers(assistant, body):
     assert last.text == "the server was stopped before the answer had ended"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() - begin < seconds
