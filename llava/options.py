@@ -105,6 +105,14 @@ def read_generation(options: Any) -> "Generation":
     return Generation(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
+def name_of_model(model_path: str | None) -> str:
+    """Return what a model is called: by its path, or as the bundled one."""
+    from llava.assistant import SHAPES_CHECKPOINT
+    from llava.mm_utils import get_model_name_from_path
+
+    return get_model_name_from_path(model_path or str(SHAPES_CHECKPOINT))
+
+
 def load_assistant(options: Any) -> "Assistant":
     """Load the model that the options of ``add_model_options`` describe.
 

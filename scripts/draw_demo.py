@@ -17,6 +17,18 @@ QUESTIONS = ("What shape is the green object?", "What shape is the yellow object
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
+def find_browser() -> str:
+    """Return the program of a browser.
+
+    Raises:
+        UserError: If there is none.
+    """
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise UserError(f"no browser is found; accepted: {', '.join(BROWSERS)}")
+    return browser
+
+
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Ask two questions, and take a picture of the page.
@@ -28,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:7860/", help="of the demo")
     parser.add_argument("--output", type=Path, default=IMAGES / "demo.png")
     options = parser.parse_args(argv)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise UserError(f"no browser is found; accepted: {', '.join(BROWSERS)}")
+    browser = find_browser()
     from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:

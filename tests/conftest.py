@@ -33,6 +33,20 @@ TINY_CLIP_SIZES = {
 }
 
 
+def count_encodings(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of images at every run of a model's vision encoder."""
+    encoded: list[int] = []
+    tower = assistant.model.get_vision_tower()
+    encode = tower.encode
+
+    def count(pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(tower, "encode", count)
+    return encoded
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # The tiny models gain nothing from threads, and tests may run side by side.

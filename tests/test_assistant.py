@@ -15,7 +15,7 @@ from llava.engine.base import Generation
 from llava.errors import MissingFileError, UserError
 from llava.messages import Answer, Failure, Message, Request
 from llava.mm_utils import tokenizer_image_token
-from tests.conftest import GOLDEN, TINY_LLAVA
+from tests.conftest import GOLDEN, TINY_LLAVA, count_encodings
 
 SHORT = Generation(max_new_tokens=8)
 
@@ -195,14 +195,6 @@ def test_the_readers_own_time_is_no_cost_of_the_answer(assistant, image):
     assert (
         cost.decode_ms < 500 + 3 * without.decode_ms
     )  # three steps were slept through for half a second each
-
-
-def count_encodings(assistant, monkeypatch):
-    encoded = []
-    tower = assistant.model.get_vision_tower()
-    encode = tower.encode
-    monkeypatch.setattr(tower, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
-    return encoded
 
 
 def test_several_questions_about_one_image_encode_it_once(assistant, image, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import UserError
-from llava.options import CommandParser, add_model_options, load_assistant, positive
+from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
 from llava.utils import printable, setup_logging
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
 
 def default_id(model_path: str | None, token_reduction: str | None) -> str:
     """Return a name for a run: that of the model and, if it was given, of the reduction."""
-    from llava.mm_utils import get_model_name_from_path
-
-    name = get_model_name_from_path(model_path) if model_path else "llava-shapes"
+    name = name_of_model(model_path)
     return re.sub(r"[^\w.-]+", "_", name if token_reduction is None else f"{name}-{token_reduction}")
 
 

@@ -1,10 +1,8 @@
 """LLaVA's ``python -m llava.eval.model_vqa_loader``: answers a JSONL file of questions in few words."""
 
 import sys
-from collections.abc import Sequence
 
 from llava.eval.vqa_command import VqaCommand, questions_of
-from llava.utils import exit_on_user_error
 
 COMMAND = VqaCommand(
     "model_vqa_loader",
@@ -13,16 +11,7 @@ COMMAND = VqaCommand(
     max_new_tokens=128,
     adapts_template=True,
 )
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command on the arguments of a command line.
-
-    Raises:
-        UserError: If a file, the model or a setting does not serve.
-    """
-    COMMAND.run(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

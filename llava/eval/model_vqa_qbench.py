@@ -9,7 +9,6 @@ from llava.eval.benchmark import Question, Response
 from llava.eval.benchmarks.qbench import INSTRUCTIONS, answered, load_questions
 from llava.eval.files import read_objects, write_jsonl
 from llava.eval.vqa_command import VqaCommand, chunk_of
-from llava.utils import exit_on_user_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,16 +46,7 @@ COMMAND = VqaCommand(
     add_arguments=add_arguments,
     finish=write_items,
 )
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command on the arguments of a command line.
-
-    Raises:
-        UserError: If a file, the model or a setting does not serve.
-    """
-    COMMAND.run(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

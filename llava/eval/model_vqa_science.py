@@ -2,13 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.benchmark import Question
 from llava.eval.benchmarks.scienceqa import load_questions
 from llava.eval.vqa_command import VqaCommand
-from llava.utils import exit_on_user_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,16 +36,7 @@ COMMAND = VqaCommand(
     question_file="tables/question.json",
     template="llava_v0",
 )
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command on the arguments of a command line.
-
-    Raises:
-        UserError: If a file, the model or a setting does not serve.
-    """
-    COMMAND.run(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -14,9 +14,15 @@ from llava.eval.benchmark import Question, Response
 from llava.eval.files import read_jsonl
 from llava.eval.processes import launched_processes
 from llava.eval.runner import Plan, ask_questions
-from llava.mm_utils import get_model_name_from_path
-from llava.options import CommandParser, add_model_options, load_assistant, positive, read_generation
-from llava.utils import refuse_overwriting, setup_logging
+from llava.options import (
+    CommandParser,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    positive,
+    read_generation,
+)
+from llava.utils import exit_on_user_error, refuse_overwriting, setup_logging
 
 T = TypeVar("T")
 
@@ -47,8 +53,12 @@ class VqaCommand:
     adapts_template: bool = False
     finish: Callable[[argparse.Namespace, Sequence[Response]], object] = lambda options, responses: None
 
-    def run(self, argv: Sequence[str] | None) -> None:
+    @exit_on_user_error
+    def main(self, argv: Sequence[str] | None = None) -> None:
         """Answer the questions of a chunk.
+
+        Args:
+            argv: Arguments; those of the process if not given.
 
         Raises:
             UserError: If a file, the model or a setting does not serve.
@@ -58,7 +68,7 @@ class VqaCommand:
         answers_file = Path(options.answers_file).expanduser()
         refuse_overwriting("--answers-file", answers_file, Path(options.question_file).expanduser())
         questions = chunk_of(self.load(options), options.num_chunks, options.chunk_idx)
-        name = get_model_name_from_path(options.model_path) if options.model_path else "llava-shapes"
+        name = name_of_model(options.model_path)
         if self.adapts_template:
             options.conv_mode = template_with_tags(options.conv_mode, name)
         plan = Plan(

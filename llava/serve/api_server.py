@@ -10,7 +10,7 @@ import signal
 import socket
 
 from llava.errors import UserError
-from llava.options import add_model_options, load_assistant, positive
+from llava.options import add_model_options, load_assistant, name_of_model, positive
 from llava.serve.web import listen
 from llava.utils import setup_logging
 
@@ -54,13 +54,12 @@ def run(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"llava serve needs {error.name}: pip install 'llava[serve]'") from error
     from llava.assistant import SHAPES_CHECKPOINT
-    from llava.mm_utils import get_model_name_from_path
 
     setup_logging()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     path = options.model_path or str(SHAPES_CHECKPOINT)
     settings = Settings(
-        models=(get_model_name_from_path(path), path),
+        models=(name_of_model(options.model_path), path),
         api_key=find_key(options.api_key),
         concurrency=options.concurrency,
         queue=options.queue,
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     # Clients that come while the model is loaded wait for it.
     with listen(options.host, options.port) as listener:
         server = ApiServer(ChatCompletions(load_assistant(options), settings))
-        print(f"{settings.models[0]} is served at {address(listener)}/v1", flush=True)  # noqa: T201
+        print(f"{settings.models[0]} is served at {address(listener)}/v1", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         with contextlib.suppress(KeyboardInterrupt):  # the server has ended cleanly by then
             server.run([listener])

@@ -8,10 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.assistant import SHAPES_CHECKPOINT
 from llava.errors import UserError
-from llava.mm_utils import get_model_name_from_path
-from llava.options import CommandParser, add_model_options, load_assistant, positive
+from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
 from llava.utils import exit_on_user_error
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,9 +49,8 @@ def run(options: argparse.Namespace) -> None:
     if options.log_images and options.log_dir is None:
         raise UserError("--log-images needs --log-dir FOLDER, where they are kept")
     log = ConversationLog(options.log_dir, log_images=options.log_images) if options.log_dir else None
-    name = get_model_name_from_path(options.model_path or str(SHAPES_CHECKPOINT))
     page = build_page(
-        Demo(load_assistant(options), name, log),
+        Demo(load_assistant(options), name_of_model(options.model_path), log),
         [
             Example(REPOSITORY / image, question)
             for image, question in EXAMPLES

@@ -13,9 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import PromptTooLongError, UserError
-from llava.options import CommandParser, add_model_options, load_assistant, positive
+from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
 from llava.serve.protocol import (
-    CONTROLLER_ADDRESS,
     HEART_BEAT_S,
     WORKER_PORT,
     Chunk,
@@ -23,6 +22,7 @@ from llava.serve.protocol import (
     GenerateRequest,
     Registration,
     WorkerStatus,
+    add_controller_address,
     address_option,
     key_option,
     parse_object,
@@ -256,13 +256,7 @@ def build_parser() -> CommandParser:
         metavar="URL",
         help="where controller and clients reach this worker (default: http://localhost:PORT)",
     )
-    parser.add_argument(
-        "--controller-address",
-        type=address_option,
-        default=CONTROLLER_ADDRESS,
-        metavar="URL",
-        help=f"(default: {CONTROLLER_ADDRESS})",
-    )
+    add_controller_address(parser)
     parser.add_argument("--key", type=key_option, help="of the controller, if it was started with one")
     parser.add_argument("--no-register", action="store_true", help="serve without a controller")
     parser.add_argument("--model-name", help="what clients ask for (default: from --model-path)")
@@ -287,10 +281,7 @@ def load_worker(options: argparse.Namespace) -> ModelWorker:
     Raises:
         UserError: If it cannot be loaded.
     """
-    from llava.assistant import bundled_checkpoint
-    from llava.mm_utils import get_model_name_from_path
-
-    name = options.model_name or get_model_name_from_path(options.model_path or str(bundled_checkpoint()))
+    name = options.model_name or name_of_model(options.model_path)
     return ModelWorker(load_assistant(options), name, options.limit_model_concurrency)
 
 

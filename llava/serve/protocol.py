@@ -393,6 +393,17 @@ def key_headers(key: str | None) -> dict[str, str]:
     return {} if key is None else {KEY_HEADER: key}
 
 
+def add_controller_address(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the controller is."""
+    parser.add_argument(
+        "--controller-address",
+        type=address_option,
+        default=CONTROLLER_ADDRESS,
+        metavar="URL",
+        help=f"(default: {CONTROLLER_ADDRESS})",
+    )
+
+
 def key_option(text: str) -> str:
     """Read a key from a command line.
 

@@ -10,9 +10,9 @@ import requests
 from llava.errors import UserError
 from llava.options import CommandParser
 from llava.serve.protocol import (
-    CONTROLLER_ADDRESS,
     TIMEOUT_S,
     Registration,
+    add_controller_address,
     address_option,
     key_headers,
     key_option,
@@ -60,13 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="python -m llava.serve.register_worker", description="Register a worker at a controller."
     )
-    parser.add_argument(
-        "--controller-address",
-        type=address_option,
-        default=CONTROLLER_ADDRESS,
-        metavar="URL",
-        help=f"(default: {CONTROLLER_ADDRESS})",
-    )
+    add_controller_address(parser)
     parser.add_argument(
         "--worker-name", required=True, type=address_option, metavar="URL", help="its address"
     )

@@ -8,7 +8,7 @@ import requests
 from llava.conversation import choose_template, find_template
 from llava.errors import UserError
 from llava.options import CommandParser, positive
-from llava.serve.protocol import CONTROLLER_ADDRESS, TIMEOUT_S, address_option, read_chunks
+from llava.serve.protocol import TIMEOUT_S, add_controller_address, address_option, read_chunks
 from llava.serve.register_worker import post_json
 from llava.utils import exit_on_user_error, printable
 
@@ -77,13 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: If there is no worker, or it answers with an error.
     """
     parser = CommandParser(prog="python -m llava.serve.test_message", description="Ask a worker something.")
-    parser.add_argument(
-        "--controller-address",
-        type=address_option,
-        default=CONTROLLER_ADDRESS,
-        metavar="URL",
-        help=f"(default: {CONTROLLER_ADDRESS})",
-    )
+    add_controller_address(parser)
     parser.add_argument(
         "--worker-address",
         type=address_option,

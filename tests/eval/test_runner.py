@@ -20,6 +20,7 @@ from llava.eval.data_check import choose_split
 from llava.eval.journal import Journal
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, answer_record, ask_questions, request_for, share_of, short_id
+from tests.conftest import count_encodings
 
 ALONE = Processes()
 GREEDY = Generation(max_new_tokens=8)
@@ -80,14 +81,6 @@ def test_the_prompt_is_llavas_with_the_image_in_front(shapes, plan):
     assert request.clip_text == "it"
     text_only = shapes.render(request_for(replace(question, image=None), plan))
     assert "<image>" not in text_only
-
-
-def count_encodings(assistant, monkeypatch):
-    encoded = []
-    tower = assistant.model.get_vision_tower()
-    encode = tower.encode
-    monkeypatch.setattr(tower, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
-    return encoded
 
 
 def test_an_image_is_encoded_once_wherever_its_questions_stand(shapes, plan, questions, monkeypatch):

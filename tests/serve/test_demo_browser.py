@@ -1,7 +1,6 @@
 """The demo in a real browser: upload, ask, see what the model saw, change the reduction, compare."""
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 
+from scripts.draw_demo import find_browser
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CROWDED = str(ROOT / "images" / "crowded.png")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WAIT_MS = 60_000
 
 
@@ -53,8 +53,7 @@ def demo(tmp_path_factory):
 def page(demo):
     from playwright.sync_api import sync_playwright
 
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert browser, "the demo is tested in Chromium: apt-get install chromium"
+    browser = find_browser()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1500, "height": 950})

@@ -10,6 +10,7 @@ from llava.engine.base import Generation
 from llava.messages import Cost
 from llava.serve.conversation_log import ConversationLog
 from llava.serve.demo_session import Demo, Settings, _describe_time, _describe_tokens
+from tests.conftest import count_encodings
 
 CROWDED, SHAPES = "images/crowded.png", "images/shapes.png"
 GREEDY = Generation(max_new_tokens=12)
@@ -52,9 +53,7 @@ def test_a_question_is_shown_before_its_answer(demo):
 
 
 def test_the_reduction_changes_between_turns_and_the_image_is_encoded_once(demo, monkeypatch):
-    tower = demo.assistant.model.get_vision_tower()
-    encoded, encode = [], tower.encode
-    monkeypatch.setattr(tower, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    encoded = count_encodings(demo.assistant, monkeypatch)
     session, first = last(demo.ask(None, "What shape is the yellow object?", CROWDED, settings("TRIM:9")))
     session, second = last(demo.ask(session, "What shape is the pink object?", CROWDED, settings("none")))
     assert "10 visual tokens" in first.facts
