@@ -156,3 +156,11 @@ class Benchmark:
     export: Callable[[Sequence[Response], Path, str, str], Path] | None = None
     generation: Generation = field(default_factory=lambda: Generation(max_new_tokens=128))
     template: str = "vicuna_v1"
+
+    def headline(self, marks: Sequence[Mark]) -> float:
+        """Return the metric that comes first."""
+        return next(iter(self.metrics(marks).values()))
+
+    def is_default(self, split: str) -> bool:
+        """Tell whether a split is the one that is meant where none is named."""
+        return split in ("", *self.splits[:1])

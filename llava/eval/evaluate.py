@@ -59,7 +59,7 @@ class Choices:
 
     def result_path(self, benchmark: Benchmark, split: str) -> Path:
         """Return where the JSON document of a run goes."""
-        name = benchmark.name if split in ("", *benchmark.splits[:1]) else f"{benchmark.name}-{split}"
+        name = benchmark.name if benchmark.is_default(split) else f"{benchmark.name}-{split}"
         if self.limit is not None:  # it is not to hide that of a whole run
             name += f"-first-{self.limit}"
         file = self.results_file.name
@@ -171,7 +171,7 @@ def describe_scores(benchmark: Benchmark, marks: Sequence[Mark]) -> JsonObject:
     if not marks:
         return {"score": None, "metrics": {}}
     metrics = benchmark.metrics(marks)
-    score = estimate(marks, lambda some: next(iter(benchmark.metrics(some).values())), benchmark.best)
+    score = estimate(marks, benchmark.headline, benchmark.best)
     return {
         "score": {"name": next(iter(metrics)), "best": benchmark.best, **asdict(score)},
         "metrics": metrics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -55,7 +55,7 @@ class Row:
     def of(cls, result: JsonObject) -> Row:
         """Return the row of a result."""
         benchmark = next(item for item in BENCHMARKS if item.name == result["benchmark"])
-        parts = [] if result["split"] in ("", *benchmark.splits[:1]) else [result["split"]]
+        parts = [] if benchmark.is_default(result["split"]) else [result["split"]]
         if result["questions"] < result["questions_available"]:
             parts.append(f"first {result['questions']} of {result['questions_available']}")
         return cls(benchmark, ", ".join(parts))
@@ -275,7 +275,7 @@ def _difference(run: Run, baseline: Run, row: Row) -> str:
     first, second = baseline.results[row], run.results[row]
     if why := why_not_paired(second, first):
         return why
-    found = paired_difference(_marks(first), _marks(second), _headline(row.benchmark))
+    found = paired_difference(_marks(first), _marks(second), row.benchmark.headline)
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
@@ -289,10 +289,6 @@ def why_not_paired(first: JsonObject, second: JsonObject) -> str | None:
     if len({(item["judge"], item["prompt_hash"]) for item in judged}) > 1:
         return "another judge"
     return None
-
-
-def _headline(benchmark: Benchmark) -> Callable[[Sequence[Mark]], float]:
-    return lambda marks: next(iter(benchmark.metrics(marks).values()))
 
 
 def _marks(result: JsonObject) -> list[Mark]:
