@@ -15,10 +15,11 @@ from llava.eval.benchmarks.scienceqa import (
     SCIENCEQA,
     choice_of,
     problem_of,
+    read_ids,
     read_letter,
     read_problems,
 )
-from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json, write_score
+from llava.eval.files import JsonObject, read_jsonl, write_json, write_score
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error, refuse_overwriting
 
@@ -73,11 +74,9 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
         UserError: If a file is missing or malformed, there is no such split, or a right answer has no letter.
     """
     problems = read_problems(base_dir)
-    path = base_dir / "pid_splits.json"
-    ids = require_keys(read_json(path), (split,), str(path))[split]
     lines = {str(line["question_id"]): line for line in read_jsonl(result_file, "question_id", "text")}
     scored = []
-    for name in map(str, ids):
+    for name in read_ids(base_dir, split):
         problem = problem_of(problems, name)
         if problem["answer"] >= len(options):
             raise UserError(

@@ -121,7 +121,7 @@ def questions_of(options: argparse.Namespace) -> list[Question]:
         UserError: If it is missing or malformed.
     """
     folder = Path(options.image_folder).expanduser()
-    lines = read_jsonl(Path(options.question_file).expanduser(), "question_id", "text")
+    lines = read_jsonl(Path(options.question_file).expanduser(), "question_id", "text", "image?")
     return [
         Question(line["question_id"], line["text"], folder / line["image"] if line.get("image") else None)
         for line in lines

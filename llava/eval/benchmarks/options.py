@@ -4,7 +4,19 @@ import re
 import string
 from collections.abc import Sequence
 
+from llava.errors import UserError
+
 LETTERS = string.ascii_uppercase
+
+
+def require_letters(options: Sequence[str], where: str) -> None:
+    """Make sure that there are letters for the options.
+
+    Raises:
+        UserError: If there are more options than letters.
+    """
+    if len(options) > len(LETTERS):
+        raise UserError(f"{where} has {len(options)} options; accepted: at most {len(LETTERS)}, A to Z")
 
 
 def option_lines(options: Sequence[str]) -> str:

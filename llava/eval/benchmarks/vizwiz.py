@@ -25,8 +25,8 @@ def load(folder: Path, split: str) -> list[Question]:
             text=line["text"],
             image=folder / split / line["image"],
             unit=line["image"],
-            group=official.get(line["image"], {}).get("answer_type", ""),
-            target=peoples_answers(official.get(line["image"], {})),
+            group=official.get(line["image"], {}).get("answer_type") or "",
+            target=peoples_answers(official.get(line["image"], {}), f"{split}.json, {line['image']}"),
         )
         for line in _lines(folder, split)
     ]
@@ -60,7 +60,7 @@ def _official(folder: Path, split: str) -> list[JsonObject]:
     path = folder / f"{split}.json"
     if not path.exists():
         return []
-    return read_objects(path, "image", "question")
+    return read_objects(path, "image", "question", "answer_type?")
 
 
 def _lines(folder: Path, split: str) -> list[JsonObject]:
