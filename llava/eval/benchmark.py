@@ -127,10 +127,11 @@ class Benchmark:
         name: On command lines, such as ``pope``.
         title: Of its line in LLaVA's results file, such as ``POPE (Avg. F1)``.
         folder: Below the folder of all benchmarks, usually ``playground/data/eval``.
-        needs: Files and folders below the benchmark's own; ``{split}`` stands for the split, and of several
-            joined by ``|`` one must be there.
+        needs: Files and folders below the benchmark's own; ``{split}`` stands for the split, ``{images}`` for
+            the folder of its images, and of several joined by ``|`` one must be there.
         load: Reads the questions of a split from the benchmark's folder.
         splits: The accepted ones, the default first; empty if there is only one.
+        images: Returns the folder of a split's images.
         answers: Place of the answers file below the benchmark's folder; ``{split}`` and ``{id}`` as above.
         mark: Scores a response; None if a judge does, or nobody but a server.
         metrics: Sums up marks.
@@ -148,6 +149,7 @@ class Benchmark:
     needs: tuple[str, ...]
     load: Callable[[Path, str], Sequence[Question]]
     splits: tuple[str, ...] = ()
+    images: Callable[[str], str] = lambda split: split
     answers: str = "answers/{id}.jsonl"
     mark: Callable[[Response], Mark] | None = None
     metrics: Callable[[Sequence[Mark]], Metrics] = accuracy

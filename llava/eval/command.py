@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 NOT_IN_ALL = ("qbench",)  # by name only, as the published driver has twelve
 RESULTS = Path("results")
+LONGEST_NAME = 128
+NAME = re.compile(rf"(?![.-])[^/\\\x00-\x1f\x7f]{{1,{LONGEST_NAME}}}")
 GENERATION_OPTIONS: dict[str, Callable[[str], float]] = {
     **{"max_new_tokens": positive, "num_beams": positive, "temperature": float, "top_p": float},
     "seed": int,
@@ -94,7 +96,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _run_benchmarks(options: argparse.Namespace) -> int:
-    """Run one benchmark, or several with one model; of several, one that fails does not end the others."""
+    """Run one benchmark, or several with one model; of several, one that fails does not end the others.
+
+    Returns:
+        An exit code: not 0 if a benchmark, or every question of one, has failed.
+    """
     from llava.eval.evaluate import evaluate, summarize
     from llava.eval.processes import launched_processes
 
@@ -115,6 +121,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
                 continue
             if result is not None:
                 print(printable(summarize(result)), flush=True)
+                failed |= result["failures"] == result["questions"]
     return int(failed)
 
 
@@ -164,6 +171,11 @@ def _read_choices(options: argparse.Namespace) -> Choices:
 
     model = options.model_path or "the bundled shapes model"
     run_id = options.id or default_id(options.model_path, options.token_reduction)
+    if not NAME.fullmatch(run_id):
+        raise UserError(
+            f"--id is {run_id!r:.120}; accepted: a name for files, of at most {LONGEST_NAME} characters, "
+            "without / and \\, and without a dot or a dash in front"
+        )
     folder = RESULTS / "miniatures" if is_miniature(options.data) else RESULTS
     results_file = options.results_file or folder / f"{run_id}.txt"
     with explaining_writes(results_file):

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.assistant import Assistant
 from llava.errors import UserError
-from llava.eval.benchmark import Benchmark, Mark, Response
+from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from llava.eval.data_check import choose_split, is_miniature, require_data
 from llava.eval.files import JsonObject, write_json, write_score
 from llava.eval.intervals import estimate
@@ -104,12 +104,17 @@ def evaluate(
         questions = benchmark.load(folder, split)
         if not questions:
             raise UserError(f"{benchmark.name} has no questions in {folder}")
-    plan = choices.plan(benchmark, folder, split)
+    limit = cut_of(questions, choices.limit)
+    if is_whole := limit is None:
+        choices = replace(choices, limit=None)
+    plan = replace(choices.plan(benchmark, folder, split), limit=limit)
     asked = ask_questions(questions, assistant, plan, processes)
     if not processes.is_first:
         return None
     reviews = _judge(benchmark, asked.responses, folder, choices)
     marks = list(reviews.marks) if isinstance(reviews, Reviews) else _marks(benchmark, asked.responses)
+    counts = describe_questions(asked.responses, len(questions))
+    have_all_failed = counts["failures"] == counts["questions"]
     result = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -117,8 +122,8 @@ def evaluate(
         "miniature": is_miniature(choices.data),
         "split": split,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **describe_questions(asked.responses, len(questions)),
-        **describe_scores(benchmark, marks),
+        **counts,
+        **describe_scores(benchmark, [] if have_all_failed else marks),
         "judge": _describe_judge(reviews),
         "cost": describe_cost(asked),
         "settings": {"model": choices.model, **asked.settings},
@@ -126,19 +131,33 @@ def evaluate(
         "versions": versions(),
         "config": assistant.model.config.to_dict(),
         "answers_file": str(plan.answers_file),
-        "export": None if plan.limit else _export(benchmark, asked.responses, folder, split, choices.run_id),
+        "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
     write_json(choices.result_path(benchmark, split), result)
-    if result["score"] is not None and len(asked.responses) == len(questions):
+    if result["score"] is not None and is_whole:
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
     return result
+
+
+def cut_of(questions: Sequence[Question], limit: int | None) -> int | None:
+    """Return how many questions a limit lets through; None for all of them.
+
+    A question that is asked in several orders of its options is asked in all of them.
+    """
+    if limit is None:
+        return None
+    while limit < len(questions) and questions[limit].extra.get("round_id"):
+        limit += 1
+    return limit if limit < len(questions) else None
 
 
 def summarize(result: JsonObject) -> str:
     """Return a line about a result: its score with interval, failures, visual tokens and time."""
     score, cost = result["score"], result["cost"]
-    if score is not None:
+    if result["failures"] == result["questions"]:
+        shown = "no score"
+    elif score is not None:
         shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     elif isinstance(result["judge"], str):
         shown = result["judge"]

@@ -17,7 +17,8 @@ JsonObject = dict[str, Any]
 Kind = tuple[type, ...] | list[tuple[type, ...]]
 """The types that a value may have; in a list, those of every item of one."""
 
-ID, TEXT, INTEGER, NUMBER, OBJECT = (str, int), (str,), (int,), (int, float), (dict,)
+ID, TEXT, TRUTH, INTEGER, NUMBER = (str, int), (str,), (bool,), (int,), (int, float)
+LIST, OBJECT = (list,), (dict,)
 OPTIONAL = "?"  # at the end of a key that may be missing, or null
 # What the keys of benchmarks hold, wherever they stand; others hold anything.
 _KINDS: dict[str, Kind] = {
@@ -31,7 +32,14 @@ _KINDS: dict[str, Kind] = {
     "tuple": [NUMBER],
 }
 _MAYBE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_NAMES = {str: "a text", int: "a whole number", float: "a number", dict: "an object"}
+_NAMES = {
+    bool: "true or false",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+}
 
 
 def read_json(path: Path) -> Any:
@@ -280,9 +288,10 @@ def _complain(value: Any, kind: Kind) -> str | None:
 
 
 def _is_of(value: Any, kind: tuple[type, ...]) -> bool:
-    # JSON's true and false are numbers to Python; its NaN and Infinity are no numbers to JSON.
-    is_in_json = not isinstance(value, bool) and (not isinstance(value, float) or math.isfinite(value))
-    return isinstance(value, kind) and is_in_json
+    # True and false are numbers to Python; NaN and Infinity, which it reads, are no numbers.
+    if isinstance(value, bool):
+        return bool in kind
+    return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _describe(kind: tuple[type, ...]) -> str:

@@ -10,6 +10,7 @@ from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Mark
 from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.llava_bench import LLAVA_BENCH
+from llava.eval.benchmarks.mmbench import MMBENCH
 from llava.eval.benchmarks.mmvet import MMVET
 from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.vqav2 import VQAV2
@@ -63,6 +64,31 @@ def test_a_limited_run_exports_nothing_and_says_how_many_there_are(shapes, choic
     assert [path.name for path in written.iterdir()] == ["vqav2-first-3.json"]  # no whole run's result
     assert not choices.results_file.exists()
     assert len(result["marks"]) == 3
+
+
+def test_a_limit_beyond_the_questions_is_a_whole_run(shapes, choices):
+    result = evaluate(VQAV2, shapes, replace(choices, limit=24), ALONE)
+    assert result["export"] is not None
+    assert (choices.results_file.parent / "llava-v1.5" / "vqav2.json").exists()
+    assert choices.results_file.exists()
+
+
+def test_a_limit_cuts_no_orders_of_options_apart(shapes, choices):
+    questions = MMBENCH.load(choices.data / "mmbench", MMBENCH.splits[0])
+    rounds = [question.extra["round_id"] for question in questions]
+    assert rounds[:3] == [0, 1, 2]
+    result = evaluate(MMBENCH, shapes, replace(choices, limit=2), ALONE)
+    assert result["questions"] == rounds.index(0, 1)
+    assert (choices.results_file.parent / "llava-v1.5" / "mmbench-first-2.json").exists()
+
+
+def test_a_run_all_of_whose_questions_failed_has_no_score(shapes, choices, miniatures):
+    questions = GQA.load(miniatures / "gqa", "testdev_balanced")
+    broken = replace(GQA, load=lambda *_: [replace(q, image=Path("/none.jpg")) for q in questions[:3]])
+    result = evaluate(broken, shapes, choices, ALONE)
+    assert (result["score"], result["failures"]) == (None, 3)
+    assert not choices.results_file.exists()
+    assert summarize(result).startswith("GQA (Acc), miniature: no score; 3 questions; 3 failed, the first: ")
 
 
 def test_failures_count_as_wrong_and_are_shown(shapes, choices, miniatures, tmp_path):

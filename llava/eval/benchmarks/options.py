@@ -34,6 +34,8 @@ def chosen_letter(text: str, options: Sequence[str]) -> str | None:
         options: As they were shown, the first as A.
     """
     letters = LETTERS[: len(options)]
+    if not letters:
+        return None
     if match := re.match(rf"\(?([{letters}])(?:[.):]|$)", text.strip()):
         return match[1]
     words = _words(text)

@@ -92,8 +92,9 @@ VQAV2 = Benchmark(
     folder="vqav2",
     needs=(
         "llava_vqav2_mscoco_{split}.jsonl|v2_OpenEnded_mscoco_{split}_questions.json",
-        "test2015|val2014",
+        "{images}",
     ),
+    images=image_folder,
     load=load,
     splits=SPLITS,
     answers="answers/llava_vqav2_mscoco_{split}/{id}/merge.jsonl",
