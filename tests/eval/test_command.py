@@ -36,7 +36,7 @@ def test_the_check_says_what_is_in_place_and_what_is_missing(miniatures, tmp_pat
     assert re.findall(r"^(\w+) +in place$", capsys.readouterr().out, re.MULTILINE) == NAMES
     (tmp_path / "pope" / "coco").mkdir(parents=True)
     assert main(["check", "--data", str(tmp_path)]) == 0
-    assert f"missing in {tmp_path / 'pope'}: llava_pope_test.jsonl, val2014" in capsys.readouterr().out
+    assert f"missing in {tmp_path / 'pope'}: llava_pope_test.jsonl, coco, val2014" in capsys.readouterr().out
 
 
 def flags(miniatures, tmp_path, run_id):
