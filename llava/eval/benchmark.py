@@ -89,7 +89,8 @@ class JudgeTask:
         messages: The chat that the judge is asked to continue.
         points: Reads its reply: the points of a `Mark`, or None if it is not one.
         record: LLaVA's record of a review, of the response and the judge's reply.
-        reviews: Where the records go, below the benchmark's folder; ``{id}`` is the run's.
+        reviews: Where the records go, below the benchmark's folder; ``{id}`` is the run's, and
+            ``{judge}`` the judge's name: what one judge says is not to be mixed up with another's.
         temperatures: Of the first request and of each further one, made while replies cannot be read.
         max_tokens: Of a reply.
         reference_points: Where a reference answer is scored beside the response, reads its points; they

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -19,6 +21,7 @@ from llava.eval.intervals import estimate
 from llava.eval.judge import Judge
 from llava.eval.processes import Processes
 from llava.eval.provenance import versions
+from llava.eval.report import read_result
 from llava.eval.reviews import Reviews, review
 from llava.eval.runner import Asked, Plan, ask_questions
 
@@ -111,6 +114,10 @@ def evaluate(
     asked = ask_questions(questions, assistant, plan, processes)
     if not processes.is_first:
         return None
+    settings, path = {"model": choices.model, **asked.settings}, choices.result_path(benchmark, split)
+    if benchmark.judge and choices.judge is None and (judged := _judged_before(path, settings)):
+        logger.warning("%s: kept what %s said of these answers", benchmark.name, judged["judge"]["judge"])
+        return judged
     reviews = _judge(benchmark, asked.responses, folder, choices)
     marks = list(reviews.marks) if isinstance(reviews, Reviews) else _marks(benchmark, asked.responses)
     counts = describe_questions(asked.responses, len(questions))
@@ -126,7 +133,7 @@ def evaluate(
         **describe_scores(benchmark, [] if have_all_failed else marks),
         "judge": _describe_judge(reviews),
         "cost": describe_cost(asked),
-        "settings": {"model": choices.model, **asked.settings},
+        "settings": settings,
         "run": _describe_run(assistant, plan, processes),
         "versions": versions(),
         "config": assistant.model.config.to_dict(),
@@ -134,7 +141,7 @@ def evaluate(
         "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
-    write_json(choices.result_path(benchmark, split), result)
+    write_json(path, result)
     if result["score"] is not None and is_whole:
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
     return result
@@ -259,12 +266,25 @@ def _judge(
     if choices.judge is None:
         return "needs a judge"
     judged = [response for response in responses if response.question.target is not None]
-    path = folder / benchmark.judge.reviews.format(id=choices.run_id)
+    judge_name = re.sub(r"[^\w.-]+", "_", choices.judge.model)
+    path = folder / benchmark.judge.reviews.format(id=choices.run_id, judge=judge_name)
     try:
         return review(choices.judge, benchmark.judge, judged, path)
     except UserError as error:  # what it said before is in the file, and the next run goes on there
         logger.error("%s: %s", benchmark.name, error)
         return f"failed: {error}"
+
+
+def _judged_before(path: Path, settings: JsonObject) -> JsonObject | None:
+    """Return the result of a judge about the same answers, if there is one: it took money to get."""
+    if not path.exists():
+        return None
+    try:
+        result = read_result(path)
+    except UserError:  # damaged, or not of this version
+        return None
+    is_same = result["settings"] == json.loads(json.dumps(settings))  # as it was written
+    return result if is_same and isinstance(result["judge"], dict) else None
 
 
 def _describe_judge(reviews: Reviews | str | None) -> JsonObject | str | None:

@@ -145,6 +145,23 @@ def test_a_judge_scores_what_only_a_judge_can(shapes, choices):
     assert json.loads(Path(result["export"]).read_text()).keys() == {f"v1_{item.id}" for item in questions}
 
 
+def test_a_run_without_a_judge_keeps_what_a_judge_said_of_the_same_answers(shapes, choices, caplog):
+    with serving(lambda text, before: "1.0") as server:
+        judged = replace(choices, judge=Judge("a-judge", server.url, waits_s=()))
+        evaluate(MMVET, shapes, judged, ALONE)
+        again = evaluate(MMVET, shapes, choices, ALONE)
+        assert again["score"]["value"] == 100
+        assert "mmvet: kept what a-judge said of these answers" in caplog.text
+        other = replace(choices, judge=Judge("b/judge", server.url, waits_s=()))
+        assert evaluate(MMVET, shapes, other, ALONE)["judge"]["judge"] == "b/judge"
+        evaluate(MMVET, shapes, judged, ALONE)
+        assert len(server.requests) == 2 * 24  # each judge was asked once
+    names = {path.name for path in (choices.data / "mm-vet" / "reviews").glob(f"{choices.run_id}*")}
+    assert names == {f"{choices.run_id}-a-judge.jsonl", f"{choices.run_id}-b_judge.jsonl"}
+    changed = replace(choices, generation={"max_new_tokens": 3})
+    assert evaluate(MMVET, shapes, changed, ALONE)["score"] is None  # other answers
+
+
 def test_a_judge_that_refuses_leaves_the_answers_and_says_why(shapes, choices, caplog):
     with serving(lambda text, before: Raw(401)) as server:
         judge = Judge("a-judge", server.url, key="secret", waits_s=())
