@@ -77,7 +77,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     group.add_argument("--id", help="names answers and results (default: the model's name and reduction)")
-    group.add_argument("--results-file", type=Path, help=f"default: {RESULTS}/<id>.txt; JSON goes beside it")
+    group.add_argument(
+        "--results-folder",
+        type=Path,
+        default=RESULTS,
+        help=f"gets the results; those of miniatures go below it (default: {RESULTS})",
+    )
+    group.add_argument(
+        "--results-file", type=Path, help="default: <id>.txt in that folder; JSON goes beside it"
+    )
     if name == ALL:
         group.add_argument("--only", nargs="+", metavar="NAME", help="only these benchmarks")
     else:
@@ -169,14 +177,13 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     from llava.eval.files import explaining_writes, read_text
     from llava.eval.judge import Judge
 
-    model = options.model_path or "the bundled shapes model"
     run_id = options.id or default_id(options.model_path, options.token_reduction)
     if not NAME.fullmatch(run_id):
         raise UserError(
             f"--id is {run_id!r:.120}; accepted: a name for files, of at most {LONGEST_NAME} characters, "
             "without / and \\, and without a dot or a dash in front"
         )
-    folder = RESULTS / "miniatures" if is_miniature(options.data) else RESULTS
+    folder = options.results_folder / "miniatures" if is_miniature(options.data) else options.results_folder
     results_file = options.results_file or folder / f"{run_id}.txt"
     with explaining_writes(results_file):
         results_file.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +195,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     return Choices(
         data=options.data,
         run_id=run_id,
-        model=model,
+        model_path=options.model_path,
         results_file=results_file,
         split=getattr(options, "split", None),
         template=options.conv_mode,

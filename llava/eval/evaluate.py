@@ -24,11 +24,13 @@ from llava.eval.provenance import versions
 from llava.eval.report import read_result
 from llava.eval.reviews import Reviews, review
 from llava.eval.runner import Asked, Plan, ask_questions
+from llava.options import name_of_model
 
 logger = logging.getLogger(__name__)
 
 FAILURES_SHOWN = 5
 HISTOGRAM_BINS = 16
+BUNDLED = "the bundled shapes model"
 STAGES = ("vision_ms", "reduction_ms", "prefill_ms", "decode_ms")
 
 
@@ -39,7 +41,7 @@ class Choices:
     Attributes:
         data: Folder of all benchmarks.
         run_id: Names answers and results.
-        model: As the user named it.
+        model_path: As the user named it; the bundled model if missing.
         results_file: LLaVA's text file of results; the JSON documents lie in a folder beside it.
         split: Of the benchmark; its default if missing.
         template: Name of a conversation template instead of the benchmark's.
@@ -51,7 +53,7 @@ class Choices:
 
     data: Path
     run_id: str
-    model: str
+    model_path: str | None
     results_file: Path
     split: str | None = None
     template: str | None = None
@@ -75,7 +77,7 @@ class Choices:
         return Plan(
             label=benchmark.name,
             answers_file=folder / benchmark.answers.format(id=self.run_id, split=split),
-            model_id=self.run_id,
+            model_id=name_of_model(self.model_path),
             template=self.template or benchmark.template,
             generation=replace(benchmark.generation, **(self.generation or {})),
             batch_size=self.batch_size,
@@ -114,9 +116,13 @@ def evaluate(
     asked = ask_questions(questions, assistant, plan, processes)
     if not processes.is_first:
         return None
-    settings, path = {"model": choices.model, **asked.settings}, choices.result_path(benchmark, split)
+    settings, path = (
+        {"model": choices.model_path or BUNDLED, **asked.settings},
+        choices.result_path(benchmark, split),
+    )
     if benchmark.judge and choices.judge is None and (judged := _judged_before(path, settings)):
         logger.warning("%s: kept what %s said of these answers", benchmark.name, judged["judge"]["judge"])
+        path.touch()  # it is of this run too
         return judged
     reviews = _judge(benchmark, asked.responses, folder, choices)
     marks = list(reviews.marks) if isinstance(reviews, Reviews) else _marks(benchmark, asked.responses)

@@ -156,6 +156,12 @@ def run_report(options: argparse.Namespace) -> None:
         for kind, title in KINDS.items()
         if (runs := collect(results, kind))
     ]
+    for item in comparisons:
+        if options.baseline not in (None, item.baseline.id):
+            logger.warning(
+                "%s: there is no run %r, so they are compared with %r",
+                *(item.title, options.baseline, item.baseline.id),
+            )
     text = "\n".join(map(describe, comparisons))
     print(printable(text))
     # A name such as llava-v1.5-7b has a dot and no suffix.
