@@ -99,6 +99,10 @@ def launch(page: Blocks, options: argparse.Namespace) -> None:
     """
     import gradio as gr
 
+    from llava.serve.web import warn_if_open
+
+    if not options.share:  # which is meant for everybody
+        warn_if_open(options.host, "the page asks nobody who they are")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     page.queue(default_concurrency_limit=options.concurrency_count, max_size=64)
     try:
