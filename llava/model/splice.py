@@ -150,6 +150,11 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     return embeddings.masked_scatter(is_image.unsqueeze(-1), kept)
 
 
+def count_supervised(labels: Tensor) -> Tensor:
+    """Count the labels (B, T) that are predicted; nothing predicts the first of a row."""
+    return labels[:, 1:].ne(IGNORE_INDEX).sum()
+
+
 def pad(embeddings: Sequence[Tensor], labels: Sequence[Tensor], side: str = "right") -> SplicedBatch:
     """Pad samples of (T_i, H) embeddings and (T_i,) labels with zeros to the longest.
 

@@ -16,9 +16,11 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
 from llava.model.saving import full_state_dict
 from llava.model.sharding import copy_gathered
+from llava.model.splice import count_supervised
 from llava.train.checkpoint import (
     finish_checkpoint,
     load_parts,
@@ -154,6 +156,9 @@ class LLaVATrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._grouped_sampler: LengthGroupedSampler | None = None
         super().__init__(*args, **kwargs)
+        if self.args.loss_average == "micro_batch":
+            # Then the loss of a micro-batch is its own mean, divided by the number of micro-batches.
+            self.model_accepts_loss_kwargs = False
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
             self.add_callback(LogLines())
@@ -203,6 +208,50 @@ class LLaVATrainer(Trainer):
         # A group of nothing, such as the biases of a model that has none, is more than DeepSpeed can split.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the micro-batches of an update and, for a mean over tokens, how many are supervised.
+
+        Visual tokens can push labels beyond the longest sample; those that are lost do not count.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(count, Tensor):
+            count = count - self._count_lost(batches, device)
+        return batches, count
+
+    def _count_lost(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+        """Count the supervised labels of an update that are cut off, over all processes."""
+        risk = torch.tensor([any(map(self._may_be_cut, batches))], device=device)
+        # All processes look or none does, since weights may be split over them.
+        if not self.accelerator.gather(risk).any():
+            return torch.zeros((), dtype=torch.long, device=device)
+        lost = torch.zeros(1, dtype=torch.long, device=device)
+        with torch.no_grad(), self.meter.paused():
+            for batch in map(self._prepare_inputs, batches):
+                inputs = [batch[name] for name in ("attention_mask", "labels", "images", "texts")]
+                mask, labels, images, texts = inputs
+                spliced = self._llava.prepare_inputs_labels_for_multimodal(
+                    batch["input_ids"], None, mask, None, labels, images, texts=texts
+                )[-1]
+                lost += count_supervised(labels) - count_supervised(spliced)
+        return self.accelerator.gather(lost).sum() if self.args.average_tokens_across_devices else lost.sum()
+
+    def _may_be_cut(self, batch: dict[str, Any]) -> bool:
+        """Tell whether visual tokens, were they as many as can be, make a sample too long."""
+        limit = getattr(self._llava.config, "tokenizer_model_max_length", None)
+        tower = self._llava.get_vision_tower()
+        if limit is None or tower is None or "images" not in batch:
+            return False
+        images = (batch["input_ids"] == IMAGE_TOKEN_INDEX).sum(dim=1)
+        longest = batch["attention_mask"].sum(dim=1) + images * (tower.num_patches + 1)
+        return bool((longest > limit).any())
+
+    @property
+    def _llava(self) -> Any:
+        """The LLaVA model, without what wraps it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss; a step in which nothing is supervised (all answers cut off) counts 0, not 0/0."""
