@@ -114,7 +114,13 @@ class TrainingArguments(transformers.TrainingArguments):
     evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
     warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
 
-    overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run resumes from its last checkpoint.")
+    overwrite_output_dir: bool = _arg(
+        False, "Remove checkpoints and results in the output folder and begin anew, instead of resuming."
+    )
+    resume_anyway: bool = _arg(False, "Resume from a checkpoint of a run with other settings or data.")
+    skip_nonfinite: int = _arg(
+        0, "So many micro-batches may be left out because their loss is not finite; one more ends the run."
+    )
     save_safetensors: bool = _arg(True, "Accepted and not read: full models are saved as safetensors.")
     group_by_length: bool = _arg(False, "Old name of --train_sampling_strategy group_by_length.")
     # Filled in by the program; no flag: that of `ModelArguments`.
