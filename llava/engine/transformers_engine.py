@@ -195,7 +195,8 @@ class TransformersEngine:
 
     def _decode(self) -> Tensor:
         """Run the last token of every row; returns the logits of the next ones, (B, V)."""
-        tokens = torch.tensor([row.text.ids[-1] for row in self._rows], device=self.model.input_device)
+        tokens = torch.tensor([row.text.ids[-1] for row in self._rows])
+        tokens = tokens.to(self.model.input_device, non_blocking=True)
         embeddings = self.model.get_input_embeddings()(tokens).unsqueeze(1)
         self._mask = F.pad(self._mask, (0, 1), value=1)
         logits = self._run(embeddings, self._mask, self._cache)

@@ -208,8 +208,9 @@ class PromptEncoder:
         Returns:
             One (T_i, H) per prompt, cut at ``tokenizer_model_max_length`` if the config sets one.
         """
-        expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
-        ids = torch.cat(expanded)
+        # Expanded on the host, since what a device is asked about its ids has to be waited for.
+        expanded = [self._expand(ids.cpu(), own) for ids, own in zip(rows, images, strict=True)]
+        ids = torch.cat(expanded).to(self.device, non_blocking=True)
         table = self._model.get_model().embed_tokens
         # As one sample (1, T), the shape that what is hooked to the embeddings (NEFTune) expects.
         embeddings = table(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)[None])[0]

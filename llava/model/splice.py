@@ -136,7 +136,7 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     """Write visual tokens over the embeddings of their placeholders.
 
     Args:
-        ids: Expanded ids, (T,).
+        ids: Expanded ids, (T,), which may lie on the host.
         embeddings: Embeddings of the ids, anything at placeholders, (T, H).
         visual_tokens: Projected tokens of the sample's images, back to back. More rows than placeholders is
             what a truncated prompt leaves: the last rows are dropped with their placeholders. (at least the
@@ -147,7 +147,8 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     """
     is_image = ids == IMAGE_TOKEN_INDEX
     kept = visual_tokens[: int(is_image.sum())].to(embeddings.dtype)
-    return embeddings.masked_scatter(is_image.unsqueeze(-1), kept)
+    mask = is_image.unsqueeze(-1).to(embeddings.device, non_blocking=True)
+    return embeddings.masked_scatter(mask, kept)
 
 
 def pad(embeddings: Sequence[Tensor], labels: Sequence[Tensor], side: str = "right") -> SplicedBatch:

@@ -199,7 +199,8 @@ class CLIPVisionTower(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D)."""
-        images = images.to(device=self.device, dtype=self.dtype)
+        # What comes from the host is copied when it is handed over, and nobody waits for the device.
+        images = images.to(device=self.device, dtype=self.dtype, non_blocking=images.device.type == "cpu")
         # The encoder ends at the selected layer, so its last hidden state is the one to read.
         with without_autocast(self.device):
             hidden = self.vision_tower.vision_model(images).last_hidden_state

@@ -83,7 +83,7 @@ class TextEncoder:
             ids = ids[: limit - 1] + ids[-1:]
         device = self.model.text_projection.weight.device
         with without_autocast(device):
-            embedded = self.model(torch.tensor([ids], device=device)).text_embeds
+            embedded = self.model(torch.tensor([ids]).to(device, non_blocking=True)).text_embeds
         return embedded[0].float()
 
     def _warn_of_length(self, length: int, limit: int) -> None:
