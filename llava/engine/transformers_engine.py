@@ -97,6 +97,11 @@ class TransformersEngine:
         self._cancelled: set[int] = set()
         self.clear()
 
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of all rows take, padding included."""
+        return sum(one.nbytes for layer in cached_keys_and_values(self._cache) for one in layer)
+
     def submit(self, embeddings: Tensor, generation: Generation) -> int:
         """Add a request with the embeddings (L, H) of its prompt; see `Engine.submit`."""
         with self._lock:
