@@ -99,6 +99,7 @@ def random_assistant(  # noqa: PLR0913 - each says what is random
     torch.manual_seed(seed)
     model = random_language_model(sizes, torch.device(device), dtype)
     add_random_vision_tower(model, clip)
+    model.config.image_aspect_ratio = "pad"  # as that of LLaVA-1.5
     model.set_token_reduction(reduction)
     model.tokenizer = tokenizer = load_tokenizer(bundled_checkpoint())
     # It never says what the tokenizer cannot spell, and ends no answer: the logit of these is always 0, which
