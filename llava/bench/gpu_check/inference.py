@@ -5,7 +5,8 @@ What runs is what the `Assistant` runs, its prompt encoder and its engine, stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, median
 
@@ -46,17 +47,21 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
         "repeats": size.repeats,
     }
     for name in size.language_models:
-        yield from fitting({"model": name}, device, lambda name=name: model_rows(name, device, size, rates))
+        yield from fitting({"model": name}, device, model_rows(name, device, size, rates))
 
 
-def fitting(setting: Row, device: torch.device, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+def fitting(setting: Row, device: torch.device, rows: Iterator[Row]) -> Iterator[Row]:
     """Give back rows; what does not fit into the device's memory is one row with its setting."""
+    fits = True
     try:
-        yield from rows()
+        yield from rows
     except torch.OutOfMemoryError:
-        yield {**setting, "skipped": OUT_OF_MEMORY}
+        fits = False
+    gc.collect()  # models refer to themselves in circles
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if not fits:
+        yield {**setting, "skipped": OUT_OF_MEMORY}
 
 
 def model_rows(name: str, device: torch.device, size: Size, rates: Rates) -> Iterator[Row]:
@@ -65,10 +70,13 @@ def model_rows(name: str, device: torch.device, size: Size, rates: Rates) -> Ite
     for batch in size.batches:
         for reduction in REDUCTIONS:
             setting = {"model": name, "batch": batch, "reduction": reduction}
-            yield from fitting(
-                setting, device, lambda setting=setting: iter([{**setting, **bench.measure(setting)}])
-            )
+            yield from fitting(setting, device, setting_rows(bench, setting))
             bench.engine.clear()
+
+
+def setting_rows(bench: StageBench, setting: Row) -> Iterator[Row]:
+    """Measure one reduction at one batch: a single row, begun when it is asked for."""
+    yield {**setting, **bench.measure(setting["reduction"], setting["batch"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +125,9 @@ class StageBench:
         self.asked = 0
         self.preprocessed: dict[int, tuple[list[Tensor], float]] = {}
 
-    def measure(self, setting: Row) -> Row:
-        """Return medians of all stages beside their floors for a ``reduction`` and a ``batch``."""
-        reducer, batch = parse_reduction(setting["reduction"]), setting["batch"]
+    def measure(self, reduction: str, batch: int) -> Row:
+        """Return the medians of all stages beside their floors."""
+        reducer = parse_reduction(reduction)
         self.answer(reducer, batch)  # to warm up
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -37,7 +37,7 @@ def run_part(part: Part, size: str, device: str) -> dict[str, Any]:
         command += ["--size", size, "--device", device]
         # Its own temporary files are in the folder too, so that they go when it is ended.
         began = time.monotonic()
-        ending = _run_within(command, part.limit_s, said, {**os.environ, "TMPDIR": folder})
+        ending = run_within(command, part.limit_s, said, {**os.environ, "TMPDIR": folder})
         seconds = round(time.monotonic() - began, 1)
         written = [json.loads(line) for line in _whole_lines(lines)]
         found = [line["row"] for line in written if "row" in line]
@@ -52,7 +52,7 @@ def run_part(part: Part, size: str, device: str) -> dict[str, Any]:
     return {**ended, "seconds": seconds, "limit_s": part.limit_s, "results": found}
 
 
-def _run_within(command: list[str], limit_s: float, said: Path, environment: dict[str, str]) -> int | None:
+def run_within(command: list[str], limit_s: float, said: Path, environment: dict[str, str]) -> int | None:
     """Return how a command ended, None if it was ended because its time was over."""
     with said.open("wb") as output:
         process = subprocess.Popen(

@@ -20,6 +20,7 @@ SCHEMA = 1
 BEGIN, END = "<!-- generated from docs/benchmarks -->", "<!-- end -->"
 NOTHING = "Not measured yet.\n"
 ABSENT = "-"
+BASELINE = "none"
 STAGES = ("preprocessing", "vision", "text", "selection", "projector", "splice", "prefill")
 
 
@@ -115,40 +116,75 @@ def _waits(lines: list[str] | None) -> tuple[str, str]:
 
 def _inference(rows: Sequence[Row]) -> list[str]:
     first, *measured = rows
+    fitting = [row for row in measured if "skipped" not in row]
+    unreduced = {(row["model"], row["batch"]): row for row in fitting if row["reduction"] == BASELINE}
     lines = [
-        f"{first['dtype']}, attention `{first['attention']}`; measured here: copies at "
+        f"{first['dtype']}, attention `{first['attention']}`, random weights, {first['new_tokens']} new "
+        f"tokens, medians of {first['repeats']}. Measured in the same run: copies at "
         f"{first['copy_gb_per_s']:,.0f} GB/s, matrix products at {first['matmul_tflop_per_s']:,.1f} TFLOP/s. "
-        "Milliseconds; in brackets the ratio to the floor and what binds there, "
-        "memory (m) or compute (c).",
+        f"In brackets the ratio to `{BASELINE}`; what is furthest from its floor is named with the "
+        "milliseconds between them.",
         "",
     ]
-    header = ["model", "batch", "reduction", "visual tokens", *STAGES, "first token", "decode step"]
-    lines += _table([*header, "tokens/s", "peak MiB", "cache MiB"], [_inference_row(row) for row in measured])
-    return lines
+    header = ["model", "batch", "reduction", "visual tokens", "first token", "its floor", "furthest from it"]
+    lines += _table(
+        [*header, "decode step", "tokens/s", "peak MiB", "cache MiB"],
+        [_answer_row(row, unreduced.get((row["model"], row["batch"]))) for row in fitting],
+    )
+    lines += ["", "Milliseconds of each stage; in brackets the ratio to its floor and what binds there.", ""]
+    lines += _table(
+        ["model", "batch", "reduction", *STAGES, "decode step"],
+        [
+            [
+                *_setting(row),
+                *(_beside_floor(row["stages"].get(stage)) for stage in STAGES),
+                _beside_floor(row["decode"]),
+            ]
+            for row in fitting
+        ],
+    )
+    missing = [row for row in measured if "skipped" in row]
+    lines += [""] * bool(missing)
+    return lines + [f"- {', '.join(_setting(row))}: skipped, {row['skipped']}" for row in missing]
 
 
-def _inference_row(row: Row) -> list[str]:
-    """Write one setting; what does not fit into memory has nothing but a word."""
-    named = [row["model"], str(row.get("batch", "all")), f"`{row.get('reduction', 'all')}`"]
-    if "skipped" in row:
-        return [*named, row["skipped"], *[ABSENT] * (len(STAGES) + 5)]
-    first = row["first_token"]
+def _setting(row: Row) -> list[str]:
+    """Name a model, a batch and a reduction; what does not fit may be all batches of a model."""
+    return [row["model"], str(row.get("batch", "any batch")), f"`{row.get('reduction', 'any reduction')}`"]
+
+
+def _answer_row(row: Row, unreduced: Row | None) -> list[str]:
+    """Write what an answer takes, beside the same without reduction, where that was measured."""
+
+    def ratio(figure: float, baseline: Callable[[Row], float]) -> str:
+        return f" ({figure / baseline(unreduced):.2f})" if unreduced is not None else ""
+
+    first, decode = row["first_token"]["ms"], row["decode"]["ms"]
+    stage, gap = _furthest(row)
     return [
-        *named,
+        *_setting(row),
         f"{row['visual_tokens']:.1f}",
-        *(_beside_floor(row["stages"].get(stage)) for stage in STAGES),
-        f"{first['ms']:.1f} (floor {first['floor_ms']:.1f})",
-        _beside_floor(row["decode"]),
+        f"{first:.1f} ms{ratio(first, lambda other: other['first_token']['ms'])}",
+        f"{row['first_token']['floor_ms']:.1f} ms",
+        f"{stage}, {gap:.1f} ms",
+        f"{decode:.2f} ms{ratio(decode, lambda other: other['decode']['ms'])}",
         f"{row['tokens_per_s']:.1f}",
         ABSENT if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}",
         f"{row['cache_mib']:,.1f}",
     ]
 
 
+def _furthest(row: Row) -> tuple[str, float]:
+    """Return the stage before the first token with the most milliseconds above its floor, and these."""
+    gaps = {stage: lap["ms"] - lap.get("floor_ms", 0) for stage, lap in row["stages"].items()}
+    stage = max(gaps, key=gaps.__getitem__)
+    return stage, gaps[stage]
+
+
 def _beside_floor(figure: dict[str, Any] | None) -> str:
     if figure is None:
         return ABSENT
-    floor = f" ({figure['ratio']:.1f} {figure['bound'][0]})" if "ratio" in figure else ""
+    floor = f" ({figure['ratio']:.1f}, {figure['bound']})" if "ratio" in figure else ""
     return f"{figure['ms']:.2f}{floor}"
 
 
