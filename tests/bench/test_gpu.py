@@ -6,21 +6,16 @@ import torch
 from llava.bench.gpu_check import agreement, selection
 from llava.bench.gpu_check.sizes import TINY
 from llava.bench.gpu_check.synchronisations import count_synchronisations
+from llava.bench.gpu_check.worker import use_float32
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @pytest.fixture(scope="module")
 def cases():
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        return agreement.compare_cases(CUDA, "float32")
+    use_float32()
+    return agreement.compare_cases(CUDA, "float32")
 
 
 @pytest.mark.parametrize("case", range(20))

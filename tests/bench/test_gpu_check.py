@@ -194,6 +194,15 @@ def test_results_are_written_after_every_part(outcomes, tmp_path: Path, monkeypa
     assert list(json.loads(path.read_text())["parts"]) == ["agreement"]
 
 
+def test_no_results_of_the_same_day_are_overwritten(tmp_path: Path):
+    names = []
+    for _ in range(3):
+        path = gpu_check.free_path(tmp_path, "card-2026-01-02")
+        path.touch()
+        names.append(path.name)
+    assert names == ["card-2026-01-02.json", "card-2026-01-02-2.json", "card-2026-01-02-3.json"]
+
+
 def test_nothing_fails_where_things_are_only_skipped(outcomes, tmp_path: Path):
     outcomes["loading"] = {"status": "skipped", "message": "no room"}
     assert gpu_check.main([str(tmp_path), "--parts", "loading", "--device", "cpu"]) == 0

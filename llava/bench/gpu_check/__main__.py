@@ -7,6 +7,7 @@ import shlex
 import sys
 from argparse import ArgumentTypeError
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": describe_machine(device),
         "parts": {},
     }
-    path = options.out / f"{slug(document['machine']['card'])}-{now:%Y-%m-%d}.json"
+    path = free_path(options.out, f"{slug(document['machine']['card'])}-{now:%Y-%m-%d}")
     for part in options.parts:
         print(f"{part.name} ...", flush=True)
         found = run_part(part, options.size, str(device))
@@ -71,6 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part.name} {found['status']} in {found['seconds']} s{message}", flush=True)
     print(f"written: {path} and {path.with_suffix('.md')}")
     return int(any(found["status"] in BAD for found in document["parts"].values()))
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """Return a file for results that overwrites none of the same day."""
+    numbered = (folder / f"{name}{'' if number == 1 else f'-{number}'}.json" for number in count(1))
+    return next(path for path in numbered if not path.exists())
 
 
 def _write(document: dict[str, Any], path: Path) -> None:

@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     size = SIZES[options.size]
     torch.set_num_threads(size.threads)
-    # In float32 products are float32: PyTorch rounds the inputs of convolutions to 10 bits by default.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    use_float32()
     with options.output.open("a", encoding="utf-8") as file:
 
         def write(line: dict[str, Any]) -> None:
@@ -47,6 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
             write({"status": "failed", "message": str(finding)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the other parts run and the results have it
             write({"status": "failed", "message": f"{type(error).__name__}: {error}", **_last_lines()})
+
+
+def use_float32() -> None:
+    """Let float32 be float32 on CUDA too, where PyTorch rounds the inputs of convolutions to 10 bits."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _last_lines() -> dict[str, Any]:
