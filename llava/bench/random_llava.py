@@ -52,14 +52,24 @@ def random_language_model(
         device: Where.
         dtype: Of its weights.
     """
-    config = LlavaConfig(**{"vocab_size": 32000, "max_position_embeddings": 4096, **sizes})
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return build_model(LlavaLlamaForCausalLM, config, choose_attention(device, dtype))
+            return build_model(LlavaLlamaForCausalLM, _config(sizes), choose_attention(device, dtype))
     finally:
         torch.set_default_dtype(usual)
+
+
+def _config(sizes: dict[str, int]) -> LlavaConfig:
+    return LlavaConfig(**{"vocab_size": 32000, "max_position_embeddings": 4096, **sizes})
+
+
+def language_model_bytes(sizes: dict[str, int], dtype: torch.dtype) -> int:
+    """Return the bytes of a language model's weights, without making any."""
+    with torch.device("meta"):
+        model = LlavaLlamaForCausalLM(_config(sizes))
+    return dtype.itemsize * sum(weight.numel() for weight in model.parameters())
 
 
 def add_random_vision_tower(model: LlavaLlamaForCausalLM, clip: dict = VIT_L_14_336) -> None:

@@ -16,10 +16,18 @@ from llava.bench.gpu_check import __main__ as gpu_check
 from llava.bench.gpu_check import agreement, machine, stage_work, supervise, tables, worker
 from llava.bench.gpu_check.floors import Rates, Work, median_ms
 from llava.bench.gpu_check.inference import FIRST_TOKEN, REDUCTIONS, fitting
-from llava.bench.gpu_check.parts import PARTS, Part, SkippedError, find_run, require_package
+from llava.bench.gpu_check.parts import (
+    PARTS,
+    Part,
+    SkippedError,
+    find_run,
+    require_bytes,
+    require_memory,
+    require_package,
+)
 from llava.bench.gpu_check.sizes import TINY
 from llava.bench.gpu_check.synchronisations import count_synchronisations, source_line
-from llava.bench.random_llava import random_assistant
+from llava.bench.random_llava import language_model_bytes, random_assistant
 from llava.model.splice import pad
 
 ROOT = Path(__file__).parents[2]
@@ -314,6 +322,24 @@ def test_what_does_not_fit_is_one_row_and_the_next_one_runs():
     assert found == [{"found": 1}, {"batch": 32, "skipped": "the device's memory does not suffice"}]
 
 
+def test_what_a_part_needs_is_known_before_it_runs():
+    assert language_model_bytes(TINY.first_language_model, torch.float16) == 2 * sum(
+        weight.numel()
+        for name, weight in random_assistant(TINY.first_language_model, TINY.clip).model.named_parameters()
+        if "vision_tower" not in name and "mm_projector" not in name
+    )
+    require_memory(CPU, 1)
+    with pytest.raises(SkippedError, match=r"4 GiB of disk are needed, 1 are free"):
+        require_bytes("disk", 4 * 2**30, 2**30)
+
+    def rows():
+        require_memory(CPU, 2.0**60)
+        yield {}
+
+    (row,) = fitting({"model": "13b"}, CPU, rows())
+    assert row["model"] == "13b" and "GiB of cpu memory are needed" in row["skipped"]
+
+
 def test_synchronisations_are_not_counted_where_there_is_no_cuda():
     assert count_synchronisations(CPU, lambda: pytest.fail("it ran")) is None
 
@@ -387,6 +413,11 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path):
     parts = document["parts"]
     assert {name: part["status"] for name, part in parts.items()} == {part.name: "done" for part in PARTS}
     assert path.with_suffix(".md").read_text() == tables.tables(document)
+
+    for name, part in parts.items():  # what was found before a part was ended has its table too
+        for count in range(len(part["results"])):
+            ended = {**part, "status": "timeout", "message": "ended", "results": part["results"][:count]}
+            assert "timeout: ended" in tables.tables({**document, "parts": {name: ended}})
 
     exact = parts["agreement"]["results"][0]
     assert [exact[name] for name in ("cases", "kept", "counts", "ids")] == [20] * 4

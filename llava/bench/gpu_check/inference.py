@@ -17,9 +17,16 @@ from torch import Tensor
 
 from llava.bench.gpu_check import stage_work
 from llava.bench.gpu_check.floors import Rates, Work, measure_rates
-from llava.bench.gpu_check.parts import OUT_OF_MEMORY, Row, require_bfloat16
+from llava.bench.gpu_check.parts import (
+    CLIP_BYTES,
+    OUT_OF_MEMORY,
+    Row,
+    SkippedError,
+    require_bfloat16,
+    require_memory,
+)
 from llava.bench.gpu_check.sizes import Size
-from llava.bench.random_llava import random_assistant
+from llava.bench.random_llava import language_model_bytes, random_assistant
 from llava.engine.base import Generation
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
@@ -52,20 +59,24 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
 
 def fitting(setting: Row, device: torch.device, rows: Iterator[Row]) -> Iterator[Row]:
     """Give back rows; what does not fit into the device's memory is one row with its setting."""
-    fits = True
+    lacking = None
     try:
         yield from rows
+    except SkippedError as reason:
+        lacking = str(reason)
     except torch.OutOfMemoryError:
-        fits = False
+        lacking = OUT_OF_MEMORY
     gc.collect()  # models refer to themselves in circles
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    if not fits:
-        yield {**setting, "skipped": OUT_OF_MEMORY}
+    if lacking is not None:
+        yield {**setting, "skipped": lacking}
 
 
 def model_rows(name: str, device: torch.device, size: Size, rates: Rates) -> Iterator[Row]:
     """Measure one model, small batches first."""
+    weights = language_model_bytes(size.language_models[name], require_bfloat16(device))
+    require_memory(device, weights + CLIP_BYTES)
     bench = StageBench(size.language_models[name], device, size, rates)
     for batch in size.batches:
         for reduction in REDUCTIONS:

@@ -19,20 +19,17 @@ from pathlib import Path
 import torch
 
 from llava.assistant import Assistant, bundled_checkpoint
-from llava.bench.gpu_check.parts import Row, SkippedError
+from llava.bench.gpu_check.parts import CLIP_BYTES, Row, require_bytes, require_memory
 from llava.bench.gpu_check.sizes import Size
 from llava.bench.random_clip import write_random_clip
-from llava.bench.random_llava import random_language_model
+from llava.bench.random_llava import language_model_bytes, random_language_model
 from llava.engine.stopwatch import Stopwatch
-from llava.eval.batch_size import free_bytes
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.saving import save_full_checkpoint
 from llava.model.vision_settings import VisionSettings
 from llava.tokenizer import load_tokenizer
 
 DTYPE = torch.float16
 SLACK = 1.3  # of what the weights take, on disk and in memory
-CLIP_BYTES = 2**30
 CHUNK = 16 * 2**20
 
 
@@ -43,15 +40,10 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
         SkippedError: If the disk or the memory of this machine is too small.
     """
     with tempfile.TemporaryDirectory() as folder:
-        need = SLACK * (language_model_bytes(size.first_language_model) + CLIP_BYTES)
-        for name, free in (
-            ("disk", shutil.disk_usage(folder).free),
-            ("memory", free_bytes(torch.device("cpu"))),
-        ):
-            if free < need:
-                raise SkippedError(
-                    f"{need / 2**30:.0f} GiB of {name} are needed, {free / 2**30:.0f} are free"
-                )
+        needed = SLACK * (language_model_bytes(size.first_language_model, DTYPE) + CLIP_BYTES)
+        require_bytes("disk", needed, shutil.disk_usage(folder).free)
+        require_memory(torch.device("cpu"), needed)
+        require_memory(device, needed)
         checkpoint = write_checkpoint(Path(folder), size, device)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what wrote it is gone
@@ -68,13 +60,6 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
             "ratio": loaded["load_s"] / seconds,
             "peak_share": loaded["peak_host_mib"] * 2**20 / weights,
         }
-
-
-def language_model_bytes(sizes: dict[str, int]) -> int:
-    """Return the bytes of a language model's weights, without making any."""
-    with torch.device("meta"):
-        model = LlavaLlamaForCausalLM(LlavaConfig(**sizes))
-    return DTYPE.itemsize * sum(weight.numel() for weight in model.parameters())
 
 
 def write_checkpoint(folder: Path, size: Size, device: torch.device) -> Path:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from llava.bench.gpu_check.sizes import Size
+from llava.eval.batch_size import free_bytes
 
 Row = dict[str, Any]
 """One line of results, of what JSON can hold."""
 Run = Callable[[torch.device, Size], Iterator[Row]]
 """Measures, and gives back a row as soon as there is one, so that nothing is lost when the time is over."""
 
+CLIP_BYTES = 2**30  # of ViT-L/14-336 in 16 bits, with room
 OUT_OF_MEMORY = "the device's memory does not suffice"
 
 
@@ -83,3 +85,22 @@ def require_bfloat16(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise SkippedError(f"{torch.cuda.get_device_name(device)} has no bfloat16")
     return torch.bfloat16
+
+
+def require_memory(device: torch.device, needed: float) -> None:
+    """Skip what needs more bytes than a device has free, before anything else runs out of them.
+
+    Raises:
+        SkippedError: If it has not.
+    """
+    require_bytes(f"{device.type} memory", needed, free_bytes(device))
+
+
+def require_bytes(what: str, needed: float, free: float) -> None:
+    """Skip what needs more bytes of something than are free.
+
+    Raises:
+        SkippedError: If they do not suffice.
+    """
+    if free < needed:
+        raise SkippedError(f"{needed / 2**30:.0f} GiB of {what} are needed, {free / 2**30:.0f} are free")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def use_float32() -> None:
     """Let float32 be float32 on CUDA too, where PyTorch rounds the inputs of convolutions to 10 bits."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of PyTorch have other names, which older ones lack
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _last_lines() -> dict[str, Any]:
