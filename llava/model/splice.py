@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+from llava.model.placement import hand_over
 
 ImageText = str | Sequence[str]
 """What CLIP's text encoder reads for one image: a text, or several (the human turns of a sample)."""
@@ -147,8 +148,7 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     """
     is_image = ids == IMAGE_TOKEN_INDEX
     kept = visual_tokens[: int(is_image.sum())].to(embeddings.dtype)
-    mask = is_image.unsqueeze(-1).to(embeddings.device, non_blocking=True)
-    return embeddings.masked_scatter(mask, kept)
+    return embeddings.masked_scatter(hand_over(is_image, embeddings.device).unsqueeze(-1), kept)
 
 
 def pad(embeddings: Sequence[Tensor], labels: Sequence[Tensor], side: str = "right") -> SplicedBatch:

@@ -5,7 +5,6 @@ What runs is what the `Assistant` runs, its prompt encoder and its engine, stage
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, median
@@ -22,6 +21,7 @@ from llava.bench.gpu_check.parts import (
     OUT_OF_MEMORY,
     Row,
     SkippedError,
+    release,
     require_bfloat16,
     require_memory,
 )
@@ -66,9 +66,7 @@ def fitting(setting: Row, device: torch.device, rows: Iterator[Row]) -> Iterator
         lacking = str(reason)
     except torch.OutOfMemoryError:
         lacking = OUT_OF_MEMORY
-    gc.collect()  # models refer to themselves in circles
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(device)
     if lacking is not None:
         yield {**setting, "skipped": lacking}
 

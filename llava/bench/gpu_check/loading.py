@@ -1,7 +1,7 @@
 """Loading a checkpoint from local disk, against reading its bytes.
 
 ``python -m llava.bench.gpu_check.loading FOLDER DEVICE`` loads one in a process of its own and prints its
-milliseconds and the peak of its memory.
+seconds and the peak of its memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from llava.assistant import Assistant, bundled_checkpoint
-from llava.bench.gpu_check.parts import CLIP_BYTES, Row, require_bytes, require_memory
+from llava.bench.gpu_check.parts import CLIP_BYTES, Row, release, require_bytes, require_memory
 from llava.bench.gpu_check.sizes import Size
 from llava.bench.random_clip import write_random_clip
 from llava.bench.random_llava import language_model_bytes, random_language_model
@@ -45,8 +45,7 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
         require_memory(torch.device("cpu"), needed)
         require_memory(device, needed)
         checkpoint = write_checkpoint(Path(folder), size, device)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # what wrote it is gone
+        release(device)
         files = sorted(Path(folder).rglob("*.safetensors"))
         seconds = read_seconds(files)
         weights = sum(path.stat().st_size for path in files)

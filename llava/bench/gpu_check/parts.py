@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -104,3 +105,10 @@ def require_bytes(what: str, needed: float, free: float) -> None:
     """
     if free < needed:
         raise SkippedError(f"{needed / 2**30:.0f} GiB of {what} are needed, {free / 2**30:.0f} are free")
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of models that are not used any more, which refer to themselves in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.bench.gpu_check.inference import FIRST_TOKEN
 from llava.bench.gpu_check.parts import PARTS, Row
 from llava.errors import UserError
 from llava.options import CommandParser
@@ -21,7 +22,6 @@ BEGIN, END = "<!-- generated from docs/benchmarks -->", "<!-- end -->"
 NOTHING = "Not measured yet.\n"
 ABSENT = "-"
 BASELINE = "none"
-STAGES = ("preprocessing", "vision", "text", "selection", "projector", "splice", "prefill")
 
 
 def tables(document: dict[str, Any]) -> str:
@@ -133,11 +133,11 @@ def _inference(rows: Sequence[Row]) -> list[str]:
     )
     lines += ["", "Milliseconds of each stage; in brackets the ratio to its floor and what binds there.", ""]
     lines += _table(
-        ["model", "batch", "reduction", *STAGES, "decode step"],
+        ["model", "batch", "reduction", *FIRST_TOKEN, "decode step"],
         [
             [
                 *_setting(row),
-                *(_beside_floor(row["stages"].get(stage)) for stage in STAGES),
+                *(_beside_floor(row["stages"].get(stage)) for stage in FIRST_TOKEN),
                 _beside_floor(row["decode"]),
             ]
             for row in fitting
