@@ -53,11 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one of this machine)")
     options = parser.parse_args(arguments)
     device = parse_device(options.device)
+    # Results are published, and where they were written to is nobody's concern.
+    published = [argument for argument in arguments if Path(argument) != options.out]
     now = datetime.now(timezone.utc)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["bash", "scripts/gpu_check.sh", *arguments]),
+        "command": shlex.join(["bash", "scripts/gpu_check.sh", *published]),
         "size": options.size,
         "machine": describe_machine(device),
         "parts": {},

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llava.bench.gpu_check.machine import ROOT
 from llava.bench.gpu_check.parts import OUT_OF_MEMORY, SkippedError, UnmetError, find_run
 from llava.bench.gpu_check.sizes import SIZES
 
@@ -57,8 +58,9 @@ def use_float32() -> None:
 
 
 def _last_lines() -> dict[str, Any]:
-    """Return the end of the traceback of the error at hand."""
-    return {"traceback": traceback.format_exc().strip().splitlines()[-TRACEBACK_LINES:]}
+    """Return the end of the traceback of the error at hand, with paths from the repository's root."""
+    text = traceback.format_exc().strip().replace(f"{ROOT}/", "")
+    return {"traceback": text.splitlines()[-TRACEBACK_LINES:]}
 
 
 if __name__ == "__main__":
