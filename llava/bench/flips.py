@@ -55,13 +55,15 @@ def describe_flips(name: str, kept: Tensor, expected: Tensor) -> str:
     )
 
 
-def answers_in_batches(assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int) -> list[str]:
+def answers_in_batches(
+    assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int, new_tokens: int = ANSWER_TOKENS
+) -> list[str]:
     """Return the greedy answers to image-question pairs that run ``batch`` at a time.
 
     Raises:
         UserError: If one cannot be answered.
     """
-    generation = Generation(max_new_tokens=ANSWER_TOKENS)
+    generation = Generation(max_new_tokens=new_tokens)
     requests = (Request.ask(question, image, generation=generation) for image, question in pairs)
     answers = []
     for result in assistant.answer_all(requests, batch_size=batch):

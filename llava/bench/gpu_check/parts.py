@@ -51,13 +51,13 @@ class Part:
 HERE = __package__
 # All limits together are at most 8 minutes.
 PARTS = (
-    Part("agreement", "Agreement with the published code", f"{HERE}.agreement:run", 35),
+    Part("agreement", "Agreement with the published code", f"{HERE}.agreement:run", 30),
     Part("flips", "What rounding decides otherwise", f"{HERE}.rounding:run", 50),
-    Part("selection", "Selection", f"{HERE}.selection:run", 35),
+    Part("selection", "Selection", f"{HERE}.selection:run", 30),
     Part("inference", "Inference", f"{HERE}.inference:run", 150),
-    Part("training", "A training step", f"{HERE}.training:run", 55),
-    Part("loading", "Loading", f"{HERE}.loading:run", 75),
-    Part("bundled", "The bundled model", f"{HERE}.bundled:run", 80),
+    Part("training", "A training step", f"{HERE}.training:run", 50),
+    Part("loading", "Loading", f"{HERE}.loading:run", 65),
+    Part("bundled", "The bundled model", f"{HERE}.bundled:run", 105),
 )
 
 
