@@ -130,7 +130,7 @@ def stand_in(lines: list[dict], ending: int | None):
 
 def test_a_part_whose_time_is_over_keeps_its_rows(monkeypatch):
     monkeypatch.setattr(supervise, "run_within", stand_in([{"row": {"found": 1}}], None))
-    found = supervise.run_part(Part("slow", "Slow", f"{WRONG}:finds", 7), "tiny", "cpu")
+    found = supervise.run_part(Part("slow", "Slow", f"{WRONG}:finds", 7), "full", "cpu")
     assert found["status"] == "timeout"
     assert found["message"] == "ended after its limit of 7 s"
     assert found["results"] == [{"found": 1}]

@@ -39,7 +39,7 @@ class Part:
         name: On the command line and in the results.
         title: Of its table.
         target: Module and function (a `Run`), joined by a colon; imported by its process only.
-        limit_s: Seconds after which it is ended.
+        limit_s: Seconds after which it is ended, in full size.
     """
 
     name: str

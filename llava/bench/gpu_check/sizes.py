@@ -26,6 +26,7 @@ class Size:
         copy_mib: Of the copy whose rate is measured.
         matrix_side: Of the matrices whose product's rate is measured.
         threads: Of what the CPU computes; a small model gains nothing from many.
+        patience: What the parts' time limits are multiplied with.
     """
 
     clip: dict
@@ -41,6 +42,7 @@ class Size:
     copy_mib: int
     matrix_side: int
     threads: int
+    patience: int
 
     @property
     def first_language_model(self) -> dict[str, int]:
@@ -62,6 +64,7 @@ FULL = Size(
     copy_mib=1024,
     matrix_side=8192,
     threads=4,
+    patience=1,
 )
 
 TINY = Size(
@@ -93,6 +96,7 @@ TINY = Size(
     copy_mib=8,
     matrix_side=256,
     threads=1,
+    patience=10,  # whatever else the machine does, nothing fails for being slow
 )
 
 SIZES = {"tiny": TINY, "full": FULL}
