@@ -434,7 +434,7 @@ class Assistant:
         """Return which patches of each whole image stayed, bool (rows, columns)."""
         side = self.encoder.tower.num_patches_per_side
         # The first crop is the whole image; a CLS token in front of its patches has no place on it.
-        return tuple(image.crops.kept[0, -side * side :].reshape(side, side).cpu() for image in images)
+        return tuple(image.crops.kept[0, -side * side :].reshape(side, side) for image in images)
 
     def _submit(self, jobs: Sequence[_Job]) -> None:
         """Embed prompts and hand them to the engine; one that is too long fails."""
@@ -444,9 +444,7 @@ class Assistant:
         for job in jobs:
             assert job.prompt is not None
             images = list(islice(projected, len(job.images)))
-            ids = torch.tensor(
-                tokenizer_image_token(job.prompt.text, self.tokenizer), device=self.encoder.device
-            )
+            ids = torch.tensor(tokenizer_image_token(job.prompt.text, self.tokenizer))
             job.visual_tokens = sum(map(len, images))
             try:
                 room = self._room_behind(len(ids) - len(images) + job.visual_tokens)

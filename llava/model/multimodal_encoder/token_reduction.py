@@ -133,13 +133,15 @@ def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
     order = keep.int().argsort(dim=1, descending=True, stable=True)  # the kept ones first
     ordered = patches.gather(1, order.unsqueeze(-1).expand_as(patches)).flatten(0, 1)
     kept = keep.cpu()
-    lengths = [length for count in kept.sum(dim=1).tolist() for length in (count, keep.shape[1] - count)]
-    stretches = ordered.split(lengths)  # kept and dropped ones of each image by turns
+    stays = kept.sum(dim=1).tolist()
+    lengths = [length for count in stays for length in (count, keep.shape[1] - count)]
+    stretches = ordered.split(lengths)  # kept and dropped patches of each image by turns
     # Summed in float32: in half precision a mean of hundreds of patches would lose its last bits.
-    summaries = [rest.float().mean(dim=0, keepdim=True) if len(rest) else rest for rest in stretches[1::2]]
-    tokens = [part for image in zip(stretches[::2], summaries, strict=True) for part in image]
-    counts = tuple(len(own) + len(summary) for own, summary in zip(stretches[::2], summaries, strict=True))
-    return VisualTokens(torch.cat([part.to(patches.dtype) for part in tokens]), counts, kept)
+    means = [rest.mean(dim=0, keepdim=True, dtype=torch.float32) for rest in stretches[1::2] if len(rest)]
+    merged = [int(count < keep.shape[1]) for count in stays]
+    summaries = torch.cat(means or [patches.new_empty(0, patches.shape[2])]).to(patches.dtype).split(merged)
+    packed = torch.cat([part for image in zip(stretches[::2], summaries, strict=True) for part in image])
+    return VisualTokens(packed, tuple(map(sum, zip(stays, merged, strict=True))), kept)
 
 
 @dataclass(frozen=True, slots=True)
