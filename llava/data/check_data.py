@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.report is not None:
         options.report.write_text(json.dumps(findings.document(), indent=2) + "\n", encoding="utf-8")
     print(printable("\n".join(report(findings, options.all))))
-    return 1 if findings.fatal else 0
+    return 0 if findings.would_train else 1
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

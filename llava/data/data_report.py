@@ -63,6 +63,17 @@ class Findings:
             if not measure.learns
         ]
 
+    @property
+    def teaches_nothing(self) -> bool:
+        """Whether no record is left that a run could learn from."""
+        left_out = {problem.index for problem in self.problems}
+        return not any(measure.learns for index, measure in self.measures.items() if index not in left_out)
+
+    @property
+    def would_train(self) -> bool:
+        """Whether a run would go through, and learn something."""
+        return not (self.fatal or self.teaches_nothing)
+
     def counts(self) -> dict[str, int]:
         """How many there are of what; of wrong records nothing else is counted."""
         right = [self.records[index] for index in self.measures]
@@ -98,7 +109,7 @@ class Findings:
     def document(self) -> dict[str, Any]:
         """Everything in JSON's types."""
         return {
-            "would_train": not self.fatal,
+            "would_train": self.would_train,
             "counts": self.counts(),
             "turns": dict(self.turn_rows()),
             "lengths": dict(self.length_rows()),
@@ -150,6 +161,9 @@ def verdict(findings: Findings) -> str:
     )
     if findings.fatal:
         return f"training would fail: {why_not_skipped(findings.fatal, findings.on_bad_image)}{reasons}"
+    if findings.teaches_nothing:
+        without = f" once those of {reasons} are left out" if reasons else ""
+        return f"training would fail: there is nothing to learn in any record{without}"
     unseen = "" if findings.opened else "; no image was opened (--fast)"
     return f"training would run{f', without the records of {reasons}' if reasons else ''}{unseen}"
 

@@ -203,6 +203,17 @@ def test_cut_samples_and_those_that_learn_nothing_are_counted(check: Check):
     assert "No answer, so nothing to learn: 1 record (record 3 (id 'silent'))" in lines
 
 
+def test_data_that_teach_nothing_would_fail(check: Check):
+    code, lines = check([record("What is it?", ""), record("Hello?", "")])
+    assert (code, lines[-1]) == (1, "training would fail: there is nothing to learn in any record")
+    cut = ["--model_max_length", "20", "--model_name_or_path", str(LLAVA)]
+    code, lines = check([TEXT], *cut)
+    assert (code, lines[-1]) == (1, "training would fail: there is nothing to learn in any record")
+    silent = record("<image>\nWhat is it?", "", image="0.png")
+    code, lines = check([{**GOOD, "image": "cut.png"}, silent], "--on_bad_image", "skip")
+    assert code == 1 and "once those of 1 broken image are left out" in lines[-1]
+
+
 def test_captions_are_what_clip_reads_in_pretraining(check: Check):
     captions = [record("<image>", text, image="0.png") for text in ("A cat.", "a " * 100)]
     _, lines = check(captions, "--version", "plain", "--vision_tower", str(CLIP))
