@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from llava.folder_lock import lock_folder
 from llava.model.builder import load_pretrained_model
 from tests.train.conftest import weights_of
 from tests.train.train_and_probe import probe
@@ -155,3 +156,27 @@ def test_a_killed_run_ends_like_one_that_was_not(
         # Worst seen: 0, the same bits.
         torch.testing.assert_close(second[name], tensor, atol=1e-6, rtol=1e-5)
     assert not (tmp_path / "killed" / "unfinished").exists()
+
+
+def test_no_process_begins_while_another_launch_has_the_folder(launch: Launch, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    with lock_folder(tmp_path / "out", "--output_dir"):
+        process = launch("pretrain", "-m", "llava.train.train")
+        output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0
+    assert "error: another run is writing to the folder" in output
+    assert "step 1/" not in output
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_all_processes_resume_from_one_checkpoint_or_refuse_it(launch: Launch, tmp_path: Path):
+    flags = {"save_strategy": "steps", "save_steps": 1}
+    finish(launch("pretrain", "-m", "llava.train.train", max_steps=1, **flags))
+    process = launch("pretrain", "-m", "llava.train.train", max_steps=2, **flags)
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0
+    assert "--max_steps is 1 there and 2 here" in output and "step 2/" not in output
+    again = launch("pretrain", "-m", "llava.train.train", max_steps=2, resume_anyway=True, **flags)
+    output = finish(again)
+    assert "resuming behind step 1 of 2: 1 are left" in output
+    assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()
