@@ -10,7 +10,7 @@ import signal
 import socket
 
 from llava.errors import UserError
-from llava.options import add_model_options, load_assistant, name_of_model, positive
+from llava.options import add_engine_options, add_model_options, load_assistant, name_of_model, positive
 from llava.serve.web import listen
 from llava.utils import setup_logging
 
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that may wait besides; more are refused (default: 64)",
     )
     add_model_options(parser)
+    add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.errors import UserError
-from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
+from llava.options import (
+    CommandParser,
+    add_engine_options,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    positive,
+)
 from llava.utils import exit_on_user_error
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-images", action="store_true", help="keep images and addresses there too")
     parser.add_argument("--share", action="store_true", help="open a public address through gradio's servers")
     add_model_options(parser)
+    add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
