@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a copy of a process with threads may hang
 }
 
 
@@ -126,6 +128,8 @@ class VllmEngine(RequestQueue):
             tokenizer, generation_config, settings, max_length=self._vllm.model_config.max_model_len
         )
         self._running: dict[str, RunningAnswer] = {}  # by vLLM's id
+        self._stepping = threading.Lock()  # vLLM is used by one thread at a time
+        self._ended: list[Event] = []  # what the next step has to tell
 
     def check(self, generation: Generation) -> None:
         """Refuse what vLLM does otherwise than the transformers engine; see `Engine.check`."""
@@ -140,42 +144,56 @@ class VllmEngine(RequestQueue):
                 "images: --engine transformers has"
             )
 
+    def cancel(self, request: int) -> None:
+        """End a request; see `Engine.cancel`. vLLM would go on with it, even if nobody steps."""
+        super().cancel(request)
+        self._drop_cancelled()
+
     def clear(self) -> None:
         """Forget all requests; see `Engine.clear`."""
         super().clear()
-        forgotten, self._running = list(self._running), {}
-        self._vllm.abort_request(forgotten)
+        with self._stepping:
+            self._ended.clear()
+            self._forget(list(self._running))
 
     def step(self) -> list[Event]:
         """Hand over what has come and wait for the next tokens; see `Engine.step`."""
-        events = self._drop_cancelled()
-        for request in self._take_waiting():
-            self._add(request)
-        if not self._running:
-            return events
+        self._drop_cancelled()
+        with self._stepping:
+            for request in self._take_waiting():
+                self._add(request)
+            events, self._ended = self._ended, []
+            if self._running:
+                events += self._wait()
+        self._drop_cancelled()  # by a thread that had to leave it to this one
+        return events
+
+    def _drop_cancelled(self) -> None:
+        """End what was cancelled, unless a step is running, at whose end it will be."""
+        if not self._stepping.acquire(blocking=False):
+            return
+        try:
+            cancelled = self._take_cancelled([answer.id for answer in self._running.values()])
+            self._forget([str(request) for request in cancelled if str(request) in self._running])
+            self._ended += [Event(request, finished="cancelled") for request in cancelled]
+        finally:
+            self._stepping.release()
+
+    def _wait(self) -> list[Event]:
+        """Wait until vLLM has done something, and say what."""
         started = time.perf_counter()
         outputs = [one for one in self._vllm.step() if one.request_id in self._running]
         share = (time.perf_counter() - started) * 1000 / max(1, len(outputs))
-        for output in outputs:
-            events += self._read(output, share)
-        return events
-
-    def _drop_cancelled(self) -> list[Event]:
-        """End what was cancelled, waiting or running."""
-        cancelled = self._take_cancelled([answer.id for answer in self._running.values()])
-        self._forget([str(request) for request in cancelled if str(request) in self._running])
-        return [Event(request, finished="cancelled") for request in cancelled]
+        return [event for output in outputs for event in self._read(output, share)]
 
     def _add(self, request: WaitingRequest) -> None:
         """Begin the answer of a request."""
         generation, ends = request.generation, self._ends_of(request.generation)
-        name = str(request.id)
-        self._running[name] = RunningAnswer(
-            request.id, generation, AnswerText(self.tokenizer, generation.stop), ends
-        )
+        name, text = str(request.id), AnswerText(self.tokenizer, generation.stop)
         # In the memory of this machine, by which it goes to another process.
         prompt = {"prompt_embeds": request.embeddings.detach().cpu()}
         self._vllm.add_request(name, prompt, _sampling(generation, sorted(ends)))
+        self._running[name] = RunningAnswer(request.id, generation, text, ends)
 
     def _read(self, output: Any, milliseconds: float) -> Iterator[Event]:
         """Turn what vLLM has done for a request into events."""
