@@ -49,7 +49,7 @@ def same_logits(folder, base_folder=None):
 
 
 def in_shards(folder, *groups):
-    """Store a checkpoint's weights in several safetensors files, one for each group of beginnings of names."""
+    """Store a checkpoint's weights in several safetensors files, one per group of beginnings of names."""
     weights = dict(iterate_weights(folder))
     (folder / "pytorch_model.bin").unlink()
     weight_map = {}
