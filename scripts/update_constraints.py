@@ -1,7 +1,7 @@
 """Write the versions of this environment, with which the tests have passed, to scripts/constraints.txt.
 
-Run it after ``scripts/test.sh --newest --all`` by ``.venv-newest/bin/python scripts/update_constraints.py``. For
-vLLM's environment, after ``scripts/test_vllm.sh --newest``: ``.venv-vllm/bin/python
+Run it after ``scripts/test.sh --newest --all`` by ``.venv-newest/bin/python scripts/update_constraints.py``,
+and for vLLM's environment, after ``scripts/test_vllm.sh --newest``, by ``.venv-vllm/bin/python
 scripts/update_constraints.py constraints-vllm.txt``.
 """
 

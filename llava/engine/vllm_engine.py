@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from multiprocessing import active_children, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import torch
@@ -23,6 +29,7 @@ from llava.engine.answer_text import AnswerText
 from llava.engine.base import Event, Generation
 from llava.engine.requests import RequestQueue, RunningAnswer, WaitingRequest, seed_of
 from llava.errors import UserError
+from llava.internals import waiting_queue
 from llava.model.loading import LoadedModel, context_length_of, load_prompt_model
 from llava.model.placement import Placement
 from llava.model.prompt_model import LlavaPromptModel
@@ -121,7 +128,9 @@ class VllmEngine(RequestQueue):
         generation_config: Any,
         options: VllmOptions,
     ) -> None:
+        before = set(active_children())
         self._vllm = _start(folder, dtype, options)
+        self._guard = _guard(set(active_children()) - before, waiting_queue(self._vllm))
         from vllm import __version__
 
         # The folder's name stands for its weights.
@@ -145,6 +154,10 @@ class VllmEngine(RequestQueue):
                 f"repetition_penalty is {generation.repetition_penalty}; vLLM has none for prompts with "
                 "images: --engine transformers has"
             )
+        try:
+            _sampling(generation, [])
+        except ValueError as error:
+            raise UserError(f"vLLM cannot do that: {error}") from None
 
     def cancel(self, request: int) -> None:
         """End a request; see `Engine.cancel`. vLLM would go on with it, even if nobody steps."""
@@ -277,8 +290,43 @@ def _interrupting_this_process_only() -> Iterator[None]:
 
     Answers that run may end before the engine does. What is blocked in a thread is so in its children.
     """
+    resource_tracker.ensure_running()  # a child too, whose start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# Reads until the process that has started it closes the pipe, or ends in whatever way.
+GUARD = """
+import contextlib, os, signal, sys
+sys.stdin.read()
+for process in sys.argv[1:]:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(process), signal.SIGTERM)
+"""
+
+
+def _guard(processes: Collection[BaseProcess], waiting: Queue[Any]) -> subprocess.Popen[bytes]:
+    """Let vLLM's processes end with this one, and who waits for them hear of it when they end before."""
+
+    def tell() -> None:
+        wait([process.sentinel for process in processes])
+        waiting.put(RuntimeError("vLLM's process has ended"))
+
+    threading.Thread(target=tell, name="vllm-guard", daemon=True).start()
+    return end_with_this_process(process.pid for process in processes if process.pid is not None)
+
+
+def end_with_this_process(processes: Iterable[int]) -> subprocess.Popen[bytes]:
+    """Let processes end with this one even if it is killed: vLLM's would stay, and keep a GPU's memory.
+
+    Args:
+        processes: Their ids.
+
+    Returns:
+        The process that sees to it.
+    """
+    command = [sys.executable, "-I", "-c", GUARD, *map(str, processes)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

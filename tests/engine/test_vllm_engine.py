@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import cycle
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -182,7 +184,11 @@ def test_a_sampled_answer_depends_on_its_own_seed_only(fast):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_beams": 2}, "no beam search"), ({"repetition_penalty": 1.5}, "repetition_penalty is 1.5")],
+    [
+        ({"num_beams": 2}, "no beam search"),
+        ({"repetition_penalty": 1.5}, "repetition_penalty is 1.5"),
+        ({"temperature": 2.5}, r"temperature must be in \[0, 2\], got 2.5"),
+    ],
 )
 def test_what_vllm_does_otherwise_is_refused(fast, settings, message):
     bad = replace(requests(1)[0], generation=Generation(**settings))
@@ -209,13 +215,19 @@ def test_answers_of_two_engines_are_told_apart(shapes, fast):
     assert {"language_model", "more"} <= other.keys()
 
 
-@pytest.fixture
-def ended(fast):
-    """Free the memory of the module's engine: what follows starts its own."""
-    fast.engine._vllm.engine_core.shutdown()
+def test_the_death_of_vllm_is_an_error_and_not_a_wait(fast):
+    """And the memory is free for those that start their own."""
+    stream_ = fast.stream(Request.ask("Describe.", generation=LONG))
+    next(stream_)
+    (process,) = active_children()
+    process.kill()
+    with ThreadPoolExecutor() as pool:
+        with pytest.raises(Exception, match=r"EngineCore|vLLM's process has ended"):
+            pool.submit(list, stream_).result(timeout=60)
+        with pytest.raises(Exception, match=r"EngineCore|vLLM's process has ended"):
+            pool.submit(fast.answer, "Describe.").result(timeout=60)
 
 
-@pytest.mark.usefixtures("ended")
 def test_a_server_answers_and_ends_cleanly(shapes):
     request = requests(2)[1]
     expected = shapes.answer(request.messages[0].text, request.images[0]).text
@@ -227,7 +239,7 @@ def test_a_server_answers_and_ends_cleanly(shapes):
     body = {"model": "llava-shapes", "messages": [{"role": "user", "content": content}]}
     command = [sys.executable, "-m", "llava.main", "serve", "--port", "0", *FLAGS]
     server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         found = re.search(r"http://\S+", server.stdout.readline())
@@ -239,7 +251,7 @@ def test_a_server_answers_and_ends_cleanly(shapes):
         )
         with urllib.request.urlopen(post, timeout=120) as response:
             reply = json.load(response)
-        server.send_signal(signal.SIGINT)
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal's Ctrl-C, to vLLM's processes too
         out, errors = server.communicate(timeout=60)
     finally:
         server.kill()
@@ -249,7 +261,6 @@ def test_a_server_answers_and_ends_cleanly(shapes):
     assert "Traceback" not in errors
 
 
-@pytest.mark.usefixtures("ended")
 def test_a_benchmark_has_the_score_of_transformers(miniatures, tmp_path):
     results = []
     for name, flags in (("transformers", ["--device", "cpu"]), ("vllm", FLAGS)):
