@@ -49,6 +49,7 @@ ENVIRONMENT = {
 }
 # Of each device, where vLLM's own default leaves little to the vision tower in this process.
 MEMORY_SHARE = 0.8
+HIGHEST_TEMPERATURE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +145,19 @@ class VllmEngine(RequestQueue):
 
     def check(self, generation: Generation) -> None:
         """Refuse what vLLM does otherwise than the transformers engine; see `Engine.check`."""
-        if generation.num_beams > 1:
-            raise UserError(
-                f"num_beams is {generation.num_beams}; vLLM has no beam search: --engine transformers has"
-            )
-        if generation.repetition_penalty != 1:
-            # It counts tokens of the prompt, and an embedding has none.
-            raise UserError(
-                f"repetition_penalty is {generation.repetition_penalty}; vLLM has none for prompts with "
-                "images: --engine transformers has"
-            )
-        try:
-            _sampling(generation, [])
-        except ValueError as error:
-            raise UserError(f"vLLM cannot do that: {error}") from None
+        refused = {
+            "num_beams": (generation.num_beams > 1, "has no beam search"),
+            # It counts a prompt's tokens, and embeddings are none.
+            "repetition_penalty": (generation.repetition_penalty != 1, "has none for embedded prompts"),
+            "temperature": (
+                generation.temperature > HIGHEST_TEMPERATURE,
+                f"accepts {HIGHEST_TEMPERATURE} or less",
+            ),
+        }
+        for name, (is_refused, words) in refused.items():
+            if is_refused:
+                value = getattr(generation, name)
+                raise UserError(f"{name} is {value}; vLLM {words}: use --engine transformers")
 
     def cancel(self, request: int) -> None:
         """End a request; see `Engine.cancel`. vLLM would go on with it, even if nobody steps."""
