@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "LLAVA_CACHE"
 LAYOUT = 1  # of what is written; another number makes all folders anew
-SHARD_BYTES = 2**30  # of weights that are in memory at once
+SHARD_BYTES = 2**29  # of weights that are in memory at once
 PATIENCE_S = 3600.0  # while another process writes
 
 

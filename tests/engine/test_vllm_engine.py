@@ -44,7 +44,7 @@ REDUCTIONS = ("none", "TRIM:-1", "TRIM:16", "TRIM:100", "TRIM:0.5", "Random:40",
 QUESTIONS = 100
 FIRST_SEED = 7_000_000
 IN_FLIGHT = 16
-LARGEST_TIE = 1e-3  # of logits; float32 sums in another order differ by 1e-5 here
+LARGEST_TIE = 1e-4  # of logits, where the engines were seen to differ by up to 6e-6
 LONG = Generation(max_new_tokens=200, min_new_tokens=200)
 
 
