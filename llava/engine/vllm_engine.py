@@ -19,7 +19,6 @@ from multiprocessing import active_children, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ MISSING = (
     "--engine vllm needs vLLM, which has an environment of its own because it pins other libraries: "
     "pip install 'llava[vllm]' there (docs/serving.md)"
 )
+DEATH = "vLLM's process has ended"
 # What the user of a command expects of vLLM where nothing else is said: nothing on the standard output, which
 # belongs to answers, and nothing sent to anybody.
 ENVIRONMENT = {
@@ -131,7 +131,8 @@ class VllmEngine(RequestQueue):
     ) -> None:
         before = set(active_children())
         self._vllm = _start(folder, dtype, options)
-        self._guard = _guard(set(active_children()) - before, waiting_queue(self._vllm))
+        self._has_died = threading.Event()
+        self._guard = self._watch(set(active_children()) - before)
         from vllm import __version__
 
         # The folder's name stands for its weights.
@@ -172,9 +173,15 @@ class VllmEngine(RequestQueue):
             self._forget(list(self._running))
 
     def step(self) -> list[Event]:
-        """Hand over what has come and wait for the next tokens; see `Engine.step`."""
+        """Hand over what has come and wait for the next tokens; see `Engine.step`.
+
+        Raises:
+            RuntimeError: If vLLM's process has ended.
+        """
         self._drop_cancelled()
         with self._stepping:
+            if self._has_died.is_set():
+                raise RuntimeError(DEATH)
             for request in self._take_waiting():
                 self._add(request)
             events, self._ended = self._ended, []
@@ -233,8 +240,20 @@ class VllmEngine(RequestQueue):
         """Free what vLLM holds of requests that are to end."""
         for name in names:
             del self._running[name]
-        if names:
+        if names and not self._has_died.is_set():
             self._vllm.abort_request(names)
+
+    def _watch(self, processes: Collection[BaseProcess]) -> subprocess.Popen[bytes]:
+        """Let vLLM's processes end with this one, and who waits for them hear of it when they end before."""
+        died, waiting = self._has_died, waiting_queue(self._vllm)
+
+        def tell() -> None:
+            wait([process.sentinel for process in processes])
+            died.set()
+            waiting.put(RuntimeError(DEATH))
+
+        threading.Thread(target=tell, name="vllm-watch", daemon=True).start()
+        return end_with_this_process(process.pid for process in processes if process.pid is not None)
 
 
 def _sampling(generation: Generation, ends: list[int]) -> Any:
@@ -306,17 +325,6 @@ for process in sys.argv[1:]:
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(process), signal.SIGTERM)
 """
-
-
-def _guard(processes: Collection[BaseProcess], waiting: Queue[Any]) -> subprocess.Popen[bytes]:
-    """Let vLLM's processes end with this one, and who waits for them hear of it when they end before."""
-
-    def tell() -> None:
-        wait([process.sentinel for process in processes])
-        waiting.put(RuntimeError("vLLM's process has ended"))
-
-    threading.Thread(target=tell, name="vllm-guard", daemon=True).start()
-    return end_with_this_process(process.pid for process in processes if process.pid is not None)
 
 
 def end_with_this_process(processes: Iterable[int]) -> subprocess.Popen[bytes]:
