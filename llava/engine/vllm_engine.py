@@ -261,18 +261,20 @@ def _sampling(generation: Generation, ends: list[int]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    sampling = {
-        "temperature": generation.temperature,
-        "top_p": generation.top_p or 1.0,
-        "seed": seed_of(generation),
-    }
+    sampling: dict[str, Any] = {"temperature": 0.0}
+    if generation.samples:
+        sampling = {
+            "temperature": generation.temperature,
+            "top_p": generation.top_p or 1.0,
+            "seed": seed_of(generation),
+        }
     return SamplingParams(
         max_tokens=generation.max_new_tokens,
         min_tokens=generation.min_new_tokens,
         stop_token_ids=ends,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        **(sampling if generation.samples else {"temperature": 0.0}),
+        **sampling,
     )
 
 
@@ -297,7 +299,7 @@ def _start(folder: Path, dtype: torch.dtype, options: VllmOptions) -> Any:
     }
     try:
         with _interrupting_this_process_only():
-            return LLMEngine.from_engine_args(EngineArgs(**arguments))
+            return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=True)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"vLLM did not start: {reason[:300]}; what it says above tells more") from error
