@@ -156,11 +156,8 @@ class Assistant:
         self.tokenizer = loaded.tokenizer
         self.image_processor = loaded.image_processor
         self.template = template
-        if engine is None:
-            assert isinstance(loaded.model, LlavaLlamaForCausalLM)  # another has no layers here
-            engine = TransformersEngine(loaded.model, loaded.tokenizer)
-        self.engine = engine
-        self.router = Router(engine)
+        self.engine = TransformersEngine(self.whole_model, loaded.tokenizer) if engine is None else engine
+        self.router = Router(self.engine)
 
     @classmethod
     def load(  # noqa: PLR0913 - one argument per choice of a command line
@@ -217,6 +214,12 @@ class Assistant:
             getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
         )
         return cls(loaded, find_template(name), engine)
+
+    @property
+    def whole_model(self) -> LlavaLlamaForCausalLM:
+        """The model, where the layers of its language model are here and not in an engine elsewhere."""
+        assert isinstance(self.model, LlavaLlamaForCausalLM)
+        return self.model
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -453,7 +456,7 @@ class Assistant:
         """Return which patches of each whole image stayed, bool (rows, columns)."""
         side = self.encoder.tower.num_patches_per_side
         # The first crop is the whole image; a CLS token in front of its patches has no place on it.
-        return tuple(image.crops.kept[0, -side * side :].reshape(side, side).cpu() for image in images)
+        return tuple(image.crops.kept[0, -side * side :].reshape(side, side) for image in images)
 
     def _submit(self, jobs: Sequence[_Job]) -> None:
         """Embed prompts and hand them to the engine; one that is too long fails."""
@@ -463,9 +466,7 @@ class Assistant:
         for job in jobs:
             assert job.prompt is not None
             images = list(islice(projected, len(job.images)))
-            ids = torch.tensor(
-                tokenizer_image_token(job.prompt.text, self.tokenizer), device=self.encoder.device
-            )
+            ids = torch.tensor(tokenizer_image_token(job.prompt.text, self.tokenizer))
             job.visual_tokens = sum(map(len, images))
             try:
                 room = self._room_behind(len(ids) - len(images) + job.visual_tokens)

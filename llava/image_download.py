@@ -35,8 +35,12 @@ def without_password(url: str) -> str:
     return re.sub(rf"(?<=//){host}@", "***@", url)
 
 
-def download(url: str) -> bytes:
+def download(url: str, *, public_only: bool = False) -> bytes:
     """Fetch a URL within the limits on bytes, time and redirects.
+
+    Args:
+        url: Of the web.
+        public_only: Connect to public addresses alone, redirects included, for a URL that a stranger names.
 
     Raises:
         UserError: If it cannot be fetched, or not within the limits.
@@ -46,7 +50,7 @@ def download(url: str) -> bytes:
 
     def fetch() -> None:
         try:
-            body.set_result(_fetch(url, deadline))
+            body.set_result(_fetch(url, deadline, public_only=public_only))
         except Exception as error:  # noqa: BLE001 - handed on to the caller
             body.set_exception(error)
 
@@ -69,7 +73,7 @@ def _failed(url: str, reason: str) -> UserError:
     return UserError(f"{without_password(url)} cannot be fetched: {reason}")
 
 
-def _fetch(url: str, deadline: float) -> bytes:
+def _fetch(url: str, deadline: float, *, public_only: bool) -> bytes:
     """Fetch a URL within the limits on bytes, silence and redirects.
 
     Raises:
@@ -77,7 +81,11 @@ def _fetch(url: str, deadline: float) -> bytes:
     """
     import requests
 
+    from llava.public_web import use_public_addresses_only
+
     with requests.Session() as session:
+        if public_only:
+            use_public_addresses_only(session)
         try:
             return _follow(session, url, deadline)
         except UserError:

@@ -32,6 +32,7 @@ TRAINER_METHODS: dict[str, tuple[str, ...]] = {
     "_prepare_for_training": ("self", "max_steps", "train_dataloader", "resume_from_checkpoint"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
     "_issue_warnings_after_load": ("self", "load_result"),
 }
 

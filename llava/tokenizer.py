@@ -167,12 +167,26 @@ def _spans(model: Any, text: str) -> Iterator[Piece]:
     The surfaces are followed instead of the reported offsets, which are bytes or characters depending on the
     version of SentencePiece.
     """
-    encode = getattr(model, "encode_as_immutable_proto", None) or model.encode_as_proto
     position = 0
+    for piece, surface in _pieces_and_surfaces(model, text):
+        start = text.find(surface, position) if surface else position
+        position = max(start, position) + len(surface)
+        yield piece, position - len(surface), position
+
+
+def _pieces_and_surfaces(model: Any, text: str) -> Iterator[tuple[str, str]]:
+    """Yield SentencePiece's pieces with what they stand for in the text.
+
+    SentencePiece 0.2.3 has no more messages without protobuf, and instead of them characters' offsets.
+    """
+    if hasattr(model, "encode_as_offset_mapping"):
+        found = model.encode_as_offset_mapping(text)
+        for piece, (start, end) in zip(found["pieces"], found["offsets"], strict=True):
+            yield piece, text[start:end]
+        return
+    encode = getattr(model, "encode_as_immutable_proto", None) or model.encode_as_proto
     for piece in encode(text).pieces:
-        start = text.find(piece.surface, position) if piece.surface else position
-        position = max(start, position) + len(piece.surface)
-        yield piece.piece, position - len(piece.surface), position
+        yield piece.piece, piece.surface
 
 
 def pieces_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:

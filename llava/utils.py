@@ -10,11 +10,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from llava.errors import UserError
 
 _Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -27,6 +28,30 @@ _ACTING_ON_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u20
 def process_rank() -> int:
     """Rank of this process among those that launched together; 0 when it runs alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def on_first_process(work: Callable[[], _Result]) -> _Result:
+    """Do something in the first process of a launch, and return in all of them what came of it.
+
+    Args:
+        work: Returns what can be sent between processes.
+
+    Raises:
+        UserError: In all of them, if it is raised in the first.
+    """
+    from torch import distributed
+
+    outcome: list[Any] = [None, None]
+    if process_rank() == 0:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[1] = str(error)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast_object_list(outcome, 0)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
 
 
 def rank0_info(logger: logging.Logger, message: str, *args: object) -> None:

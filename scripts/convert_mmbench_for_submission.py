@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.eval.answers import read_answers
 from llava.eval.benchmarks.mmbench import read_table, write_sheet
-from llava.eval.files import read_jsonl
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
@@ -25,13 +25,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     source = options.result_dir / f"{options.experiment}.jsonl"
     # Of answers to several orders of the options, the server wants the one to the table's own.
-    answers = {
-        str(line["question_id"]): line["text"]
-        for line in read_jsonl(source, "question_id", "text")
-        if line.get("round_id", 0) == 0
-    }
+    table = read_table(options.annotation_file)
+    ids = [row["index"] for row in table]
+    records = read_answers(source, ids, options.annotation_file, lambda line: line.get("round_id", 0) == 0)
     target = options.upload_dir / f"{options.experiment}.xlsx"
-    write_sheet(target, read_table(options.annotation_file), answers)
+    write_sheet(target, table, {key: line["text"] for key, line in records.items()})
     print(target)
 
 

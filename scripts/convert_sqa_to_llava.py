@@ -13,9 +13,9 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
-from llava.eval.benchmarks.options import LETTERS
-from llava.eval.benchmarks.scienceqa import read_problems
-from llava.eval.files import JsonObject, read_json, require_keys, write_json, write_jsonl
+from llava.eval.benchmarks.options import LETTERS, require_letters
+from llava.eval.benchmarks.scienceqa import problem_of, read_ids, read_problems
+from llava.eval.files import JsonObject, require_keys, write_json, write_jsonl
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
@@ -134,13 +134,12 @@ def read_split(base_dir: Path, split: str) -> dict[str, JsonObject]:
     Raises:
         UserError: If a file is missing or malformed, or there is no such split.
     """
-    path, problems = base_dir / "pid_splits.json", read_problems(base_dir)
-    ids = require_keys(read_json(path), (split,), str(path))[split]
-    keys = ("question", "choices", "answer")
-    return {
-        str(name): require_keys(problems.get(str(name)), keys, f"problem {name} of problems.json")
-        for name in ids
-    }
+    problems = read_problems(base_dir)
+    found = {name: problem_of(problems, name) for name in read_ids(base_dir, split)}
+    for name, problem in found.items():
+        require_keys(problem, ("question",), f"problem {name} of problems.json")
+        require_letters(problem["choices"], f"problem {name} of problems.json")
+    return found
 
 
 def _tidy(text: str) -> str:

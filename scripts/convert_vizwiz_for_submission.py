@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.errors import UserError
+from llava.eval.answers import read_answers
 from llava.eval.benchmarks.vizwiz import submission
 from llava.eval.files import read_jsonl, write_json
 from llava.options import CommandParser
@@ -23,12 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     refuse_overwriting("--result-upload-file", options.result_upload_file, options.result_file)
-    results = read_jsonl(options.result_file, "question_id", "text")
-    texts = {line["question_id"]: line["text"] for line in results}
     questions = read_jsonl(options.annotation_file, "question_id", "image")
-    images = {line["question_id"]: line["image"] for line in questions}
-    answers = {image: texts[key] for key, image in images.items() if key in texts}
-    write_json(options.result_upload_file, submission(answers, list(images.values())))
+    ids = [str(line["question_id"]) for line in questions]
+    records = read_answers(options.result_file, ids, options.annotation_file)
+    if missing := [key for key in ids if key not in records]:
+        raise UserError(
+            f"{len(missing)} of {len(ids)} questions have no answer, the first {missing[0]}; "
+            "the server takes none with gaps"
+        )
+    answers = [(line["image"], records[key]["text"]) for line, key in zip(questions, ids, strict=True)]
+    write_json(options.result_upload_file, submission(answers))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.eval.answers import read_answers
 from llava.eval.benchmarks.vqav2 import WHOLE_TEST, submission
 from llava.eval.files import read_jsonl, write_json
 from llava.options import CommandParser
@@ -23,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="such as llava_vqav2_mscoco_test-dev2015")
     options = parser.parse_args(argv)
     source = options.dir / "answers" / options.split / options.ckpt / "merge.jsonl"
-    answers = {line["question_id"]: line["text"] for line in read_jsonl(source, "question_id", "text")}
-    ids = [line["question_id"] for line in read_jsonl(options.dir / WHOLE_TEST, "question_id")]
+    whole = options.dir / WHOLE_TEST
+    ids = [line["question_id"] for line in read_jsonl(whole, "question_id")]
+    records = read_answers(source, ids, whole)
+    answers = {key: records[str(key)]["text"] for key in ids if str(key) in records}
     target = write_json(
         options.dir / "answers_upload" / options.split / f"{options.ckpt}.json", submission(answers, ids)
     )

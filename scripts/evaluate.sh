@@ -12,7 +12,7 @@ evaluate() {
     local count
     count="${GPUS:-$(count_gpus)}"
     if [[ "$1" != report ]] && ((count > 1)); then
-        run_python -m torch.distributed.run --standalone --nproc_per_node "$count" -m llava.eval "$@"
+        run_python -m llava.eval.launch "$count" "$@"
     else
         run_python -m llava.eval "$@"
     fi

@@ -33,6 +33,16 @@ TINY_CLIP_SIZES = {
 }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def count_encodings(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of images at every run of a model's vision encoder."""
     encoded: list[int] = []

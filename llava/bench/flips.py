@@ -34,30 +34,36 @@ QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "
 def kept_in_batches(tower: CLIPVisionTower, pixels: Tensor, questions: list[str], batch: int) -> Tensor:
     """Return which patches stay, bool (B, N), when (B, 3, height, width) pixels run ``batch`` at a time."""
     kept = [
-        tower(pixels[start : start + batch], questions[start : start + batch]).kept.cpu()
+        tower(pixels[start : start + batch], questions[start : start + batch]).kept
         for start in range(0, len(pixels), batch)
     ]
     return torch.cat(kept)
 
 
+def count_flips(kept: Tensor, expected: Tensor) -> tuple[int, int]:
+    """Compare two choices of patches, bool (B, N) each: return how many patches and pairs differ."""
+    flipped = kept != expected
+    return int(flipped.sum()), int(flipped.any(dim=1).sum())
+
+
 def describe_flips(name: str, kept: Tensor, expected: Tensor) -> str:
     """Compare two choices of patches, bool (B, N) each, in one line."""
-    flipped = kept != expected
-    pairs = int(flipped.any(dim=1).sum())
-    share = float(flipped.float().mean())
+    patches, pairs = count_flips(kept, expected)
     return (
-        f"{name:<44} {int(flipped.sum())} of {flipped.numel()} patches ({share:.4%}), "
-        f"{pairs} of {len(flipped)} image-question pairs"
+        f"{name:<44} {patches} of {kept.numel()} patches ({patches / kept.numel():.4%}), "
+        f"{pairs} of {len(kept)} image-question pairs"
     )
 
 
-def answers_in_batches(assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int) -> list[str]:
+def answers_in_batches(
+    assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int, new_tokens: int = ANSWER_TOKENS
+) -> list[str]:
     """Return the greedy answers to image-question pairs that run ``batch`` at a time.
 
     Raises:
         UserError: If one cannot be answered.
     """
-    generation = Generation(max_new_tokens=ANSWER_TOKENS)
+    generation = Generation(max_new_tokens=new_tokens)
     requests = (Request.ask(question, image, generation=generation) for image, question in pairs)
     answers = []
     for result in assistant.answer_all(requests, batch_size=batch):
@@ -67,10 +73,14 @@ def answers_in_batches(assistant: Assistant, pairs: list[tuple[Image.Image, str]
     return answers
 
 
+def count_differing(answers: list[str], expected: list[str]) -> int:
+    """Compare two lists of answers, and return how many differ."""
+    return sum(one != other for one, other in zip(answers, expected, strict=True))
+
+
 def describe_answers(name: str, answers: list[str], expected: list[str]) -> str:
     """Compare two lists of answers in one line."""
-    differing = sum(one != other for one, other in zip(answers, expected, strict=True))
-    return f"{name:<44} {differing} of {len(answers)} answers"
+    return f"{name:<44} {count_differing(answers, expected)} of {len(answers)} answers"
 
 
 @exit_on_user_error

@@ -35,13 +35,16 @@ VIT_L_14_336 = {
 }
 
 
-def write_random_clip(folder: Path, sizes: dict = VIT_L_14_336, seed: int = 0) -> Path:
+def write_random_clip(
+    folder: Path, sizes: dict = VIT_L_14_336, seed: int = 0, device: torch.device | str = "cpu"
+) -> Path:
     """Write a CLIP folder with random float16 weights and a tokenizer of single bytes.
 
     Args:
         folder: Created if missing.
         sizes: Arguments of `CLIPConfig`.
         seed: Of the weights.
+        device: Where they are drawn; an accelerator takes a fraction of the seconds, and draws others.
 
     Returns:
         The folder.
@@ -50,7 +53,9 @@ def write_random_clip(folder: Path, sizes: dict = VIT_L_14_336, seed: int = 0) -
     config = CLIPConfig(**sizes)
     config.save_pretrained(folder)
     # Not by the model's own method: that imports DeepSpeed where it is installed, which talks on stdout.
-    weights = {name: weight.contiguous() for name, weight in CLIPModel(config).half().state_dict().items()}
+    with torch.device(device):
+        model = CLIPModel(config).half().cpu()
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     side = config.vision_config.image_size
     CLIPImageProcessorPil(

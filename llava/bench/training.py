@@ -65,15 +65,28 @@ class Trainee:
         rank: Of the adapter.
         device: Where it learns.
         dtype: Of the frozen weights; the adapter is kept in float32, as training does.
+        checkpointing: Whether activations are computed again for the gradients instead of being kept.
     """
 
     def __init__(
-        self, sizes: dict[str, int], clip: dict, *, rank: int, device: torch.device, dtype: torch.dtype
+        self,
+        sizes: dict[str, int],
+        clip: dict,
+        *,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpointing: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.model = random_language_model(sizes, device, dtype)
         self.model.config.use_cache = False
         self.wrapped = add_lora(self.model, LoraSettings(rank=rank, alpha=2 * rank), base="random")
+        if checkpointing:
+            # transformers 5.24 has a new name for it, and warns of the old one.
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)()
+            self.model.enable_input_require_grads()
         add_random_vision_tower(self.model, clip)
         freeze(self.model, TrainedParts(lora=True))
         self.model.get_model().detach_vision_tower()

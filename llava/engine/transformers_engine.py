@@ -28,6 +28,7 @@ from llava.engine.requests import RequestQueue, RunningAnswer, WaitingRequest, s
 from llava.engine.stopwatch import Stopwatch
 from llava.internals import CACHE_ARGUMENT, cache_of, cached_keys_and_values
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.placement import hand_over
 
 MAX_ROWS = 16
 MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
@@ -68,6 +69,11 @@ class TransformersEngine(RequestQueue):
         self.max_rows = max_rows
         self.max_positions = max_positions
         self.clear()
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of all rows take, padding included."""
+        return sum(one.nbytes for layer in cached_keys_and_values(self._cache) for one in layer)
 
     def clear(self) -> None:
         """Forget all requests."""
@@ -146,7 +152,7 @@ class TransformersEngine(RequestQueue):
 
     def _decode(self) -> Tensor:
         """Run the last token of every row; returns the logits of the next ones, (B, V)."""
-        tokens = torch.tensor([row.text.ids[-1] for row in self._rows], device=self.model.input_device)
+        tokens = hand_over(torch.tensor([row.text.ids[-1] for row in self._rows]), self.model.input_device)
         embeddings = self.model.get_input_embeddings()(tokens).unsqueeze(1)
         self._mask = F.pad(self._mask, (0, 1), value=1)
         logits = self._run(embeddings, self._mask, self._cache)

@@ -89,7 +89,8 @@ class JudgeTask:
         messages: The chat that the judge is asked to continue.
         points: Reads its reply: the points of a `Mark`, or None if it is not one.
         record: LLaVA's record of a review, of the response and the judge's reply.
-        reviews: Where the records go, below the benchmark's folder; ``{id}`` is the run's.
+        reviews: Where the records go, below the benchmark's folder; ``{id}`` is the run's, and
+            ``{judge}`` the judge's name: what one judge says is not to be mixed up with another's.
         temperatures: Of the first request and of each further one, made while replies cannot be read.
         max_tokens: Of a reply.
         reference_points: Where a reference answer is scored beside the response, reads its points; they
@@ -127,10 +128,11 @@ class Benchmark:
         name: On command lines, such as ``pope``.
         title: Of its line in LLaVA's results file, such as ``POPE (Avg. F1)``.
         folder: Below the folder of all benchmarks, usually ``playground/data/eval``.
-        needs: Files and folders below the benchmark's own; ``{split}`` stands for the split, and of several
-            joined by ``|`` one must be there.
+        needs: Files and folders below the benchmark's own; ``{split}`` stands for the split, ``{images}`` for
+            the folder of its images, and of several joined by ``|`` one must be there.
         load: Reads the questions of a split from the benchmark's folder.
         splits: The accepted ones, the default first; empty if there is only one.
+        images: Returns the folder of a split's images.
         answers: Place of the answers file below the benchmark's folder; ``{split}`` and ``{id}`` as above.
         mark: Scores a response; None if a judge does, or nobody but a server.
         metrics: Sums up marks.
@@ -148,6 +150,7 @@ class Benchmark:
     needs: tuple[str, ...]
     load: Callable[[Path, str], Sequence[Question]]
     splits: tuple[str, ...] = ()
+    images: Callable[[str], str] = lambda split: split
     answers: str = "answers/{id}.jsonl"
     mark: Callable[[Response], Mark] | None = None
     metrics: Callable[[Sequence[Mark]], Metrics] = accuracy

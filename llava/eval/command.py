@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 NOT_IN_ALL = ("qbench",)  # by name only, as the published driver has twelve
 RESULTS = Path("results")
+LONGEST_NAME = 128
+NAME = re.compile(rf"(?![.-])[^/\\\x00-\x1f\x7f]{{1,{LONGEST_NAME}}}")
 GENERATION_OPTIONS: dict[str, Callable[[str], float]] = {
     **{"max_new_tokens": positive, "num_beams": positive, "temperature": float, "top_p": float},
     "seed": int,
@@ -82,7 +84,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     group.add_argument("--id", help="names answers and results (default: the model's name and reduction)")
-    group.add_argument("--results-file", type=Path, help=f"default: {RESULTS}/<id>.txt; JSON goes beside it")
+    group.add_argument(
+        "--results-folder",
+        type=Path,
+        default=RESULTS,
+        help=f"gets the results; those of miniatures go below it (default: {RESULTS})",
+    )
+    group.add_argument(
+        "--results-file", type=Path, help="default: <id>.txt in that folder; JSON goes beside it"
+    )
     if name == ALL:
         group.add_argument("--only", nargs="+", metavar="NAME", help="only these benchmarks")
     else:
@@ -102,7 +112,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _run_benchmarks(options: argparse.Namespace) -> int:
-    """Run one benchmark, or several with one model; of several, one that fails does not end the others."""
+    """Run one benchmark, or several with one model; of several, one that fails does not end the others.
+
+    Returns:
+        An exit code: not 0 if a benchmark, or every question of one, has failed.
+    """
     from llava.eval.evaluate import evaluate, summarize
     from llava.eval.processes import launched_processes
 
@@ -123,6 +137,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
                 continue
             if result is not None:
                 print(printable(summarize(result)), flush=True)
+                failed |= result["failures"] == result["questions"]
     return int(failed)
 
 
@@ -170,9 +185,13 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     from llava.eval.files import explaining_writes, read_text
     from llava.eval.judge import Judge
 
-    model = options.model_path or "the bundled shapes model"
     run_id = options.id or default_id(options.model_path, options.token_reduction)
-    folder = RESULTS / "miniatures" if is_miniature(options.data) else RESULTS
+    if not NAME.fullmatch(run_id):
+        raise UserError(
+            f"--id is {run_id!r:.120}; accepted: a name for files, of at most {LONGEST_NAME} characters, "
+            "without / and \\, and without a dot or a dash in front"
+        )
+    folder = options.results_folder / "miniatures" if is_miniature(options.data) else options.results_folder
     results_file = options.results_file or folder / f"{run_id}.txt"
     with explaining_writes(results_file):
         results_file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +203,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
     return Choices(
         data=options.data,
         run_id=run_id,
-        model=model,
+        model_path=options.model_path,
         results_file=results_file,
         split=getattr(options, "split", None),
         template=options.conv_mode,

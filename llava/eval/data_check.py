@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Benchmark
-from llava.eval.files import read_json
+from llava.eval.files import is_there, read_json
 
 DATA = Path("playground/data/eval")
 MINIATURE_FILE = "MINIATURE.json"
@@ -34,17 +34,22 @@ def choose_split(benchmark: Benchmark, split: str | None, data: Path = DATA) -> 
 
 def needs_of(benchmark: Benchmark, split: str) -> list[str]:
     """Return what a split needs, below the benchmark's folder; alternatives are joined by ``|``."""
-    return [need.format(split=split) for need in benchmark.needs]
+    return [need.format(split=split, images=benchmark.images(split)) for need in benchmark.needs]
 
 
 def missing_of(benchmark: Benchmark, data: Path, split: str) -> list[str]:
-    """Return what of it is not there."""
+    """Return what of it is not there; an empty folder is not."""
     folder = data / benchmark.folder
     return [
         " or ".join(need.split("|"))
         for need in needs_of(benchmark, split)
-        if not any((folder / name).exists() for name in need.split("|"))
+        if not any(_is_in_place(folder / name) for name in need.split("|"))
     ]
+
+
+def _is_in_place(path: Path) -> bool:
+    """Tell whether a file is there, or a folder that holds something."""
+    return is_there(path) and (not path.is_dir() or any(path.iterdir()))
 
 
 def require_data(benchmark: Benchmark, data: Path, split: str) -> Path:

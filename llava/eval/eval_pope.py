@@ -4,15 +4,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.errors import UserError
+from llava.eval.answers import read_answers
 from llava.eval.benchmark import Mark, Response
 from llava.eval.benchmarks.pope import POPE, confusion, load_questions, mark, metrics
-from llava.eval.files import has_error, read_jsonl, write_score
+from llava.eval.files import has_error, write_score
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
 
 def score(question_file: Path, annotation_dir: Path, result_file: Path) -> list[Mark]:
-    """Score answers; a question without one counts as wrong.
+    """Score the answers to questions of the categories that have labels; one without an answer is wrong.
 
     Args:
         question_file: LLaVA's ``llava_pope_test.jsonl``.
@@ -20,12 +22,15 @@ def score(question_file: Path, annotation_dir: Path, result_file: Path) -> list[
         result_file: Answers, with ``question_id`` and ``text``.
 
     Raises:
-        UserError: If a file is missing or malformed.
+        UserError: If a file is missing or malformed, or no question has labels or an answer.
     """
-    answers = {line["question_id"]: line for line in read_jsonl(result_file, "question_id", "text")}
+    questions = load_questions(question_file, annotation_dir, Path(), every_category=False)
+    if not questions:
+        raise UserError(f"{question_file} has no question of a category with labels in {annotation_dir}")
+    answers = read_answers(result_file, [question.id for question in questions], question_file)
     marks = []
-    for question in load_questions(question_file, annotation_dir, Path()):
-        line = answers.get(question.id)
+    for question in questions:
+        line = answers.get(str(question.id))
         has_failed = line is None or has_error(line)
         text = "" if line is None else line["text"]
         marks.append(mark(Response(question, text, error="no answer" if has_failed else None)))

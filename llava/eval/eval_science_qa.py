@@ -8,17 +8,20 @@ from pathlib import Path
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
+from llava.eval.answers import read_answers
 from llava.eval.benchmark import percent
 from llava.eval.benchmarks.scienceqa import (
     FAILED,
     OPTIONS,
     SCIENCEQA,
+    SPLITS_FILE,
     choice_of,
     problem_of,
+    read_ids,
     read_letter,
     read_problems,
 )
-from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json, write_score
+from llava.eval.files import JsonObject, write_json, write_score
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error, refuse_overwriting
 
@@ -72,12 +75,10 @@ def score(base_dir: Path, result_file: Path, split: str, options: Sequence[str] 
     Raises:
         UserError: If a file is missing or malformed, there is no such split, or a right answer has no letter.
     """
-    problems = read_problems(base_dir)
-    path = base_dir / "pid_splits.json"
-    ids = require_keys(read_json(path), (split,), str(path))[split]
-    lines = {str(line["question_id"]): line for line in read_jsonl(result_file, "question_id", "text")}
+    problems, ids = read_problems(base_dir), read_ids(base_dir, split)
+    lines = read_answers(result_file, ids, base_dir / SPLITS_FILE)
     scored = []
-    for name in map(str, ids):
+    for name in ids:
         problem = problem_of(problems, name)
         if problem["answer"] >= len(options):
             raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -12,20 +14,23 @@ from typing import Any
 
 from llava.assistant import Assistant
 from llava.errors import UserError
-from llava.eval.benchmark import Benchmark, Mark, Response
+from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from llava.eval.data_check import choose_split, is_miniature, require_data
 from llava.eval.files import JsonObject, write_json, write_score
 from llava.eval.intervals import estimate
 from llava.eval.judge import Judge
 from llava.eval.processes import Processes
 from llava.eval.provenance import versions
+from llava.eval.report import read_result
 from llava.eval.reviews import Reviews, review
 from llava.eval.runner import Asked, Plan, ask_questions
+from llava.options import name_of_model
 
 logger = logging.getLogger(__name__)
 
 FAILURES_SHOWN = 5
 HISTOGRAM_BINS = 16
+BUNDLED = "the bundled shapes model"
 STAGES = ("vision_ms", "reduction_ms", "prefill_ms", "decode_ms")
 
 
@@ -36,7 +41,7 @@ class Choices:
     Attributes:
         data: Folder of all benchmarks.
         run_id: Names answers and results.
-        model: As the user named it.
+        model_path: As the user named it; the bundled model if missing.
         results_file: LLaVA's text file of results; the JSON documents lie in a folder beside it.
         split: Of the benchmark; its default if missing.
         template: Name of a conversation template instead of the benchmark's.
@@ -48,7 +53,7 @@ class Choices:
 
     data: Path
     run_id: str
-    model: str
+    model_path: str | None
     results_file: Path
     split: str | None = None
     template: str | None = None
@@ -72,7 +77,7 @@ class Choices:
         return Plan(
             label=benchmark.name,
             answers_file=folder / benchmark.answers.format(id=self.run_id, split=split),
-            model_id=self.run_id,
+            model_id=name_of_model(self.model_path),
             template=self.template or benchmark.template,
             generation=replace(benchmark.generation, **(self.generation or {})),
             batch_size=self.batch_size,
@@ -104,12 +109,25 @@ def evaluate(
         questions = benchmark.load(folder, split)
         if not questions:
             raise UserError(f"{benchmark.name} has no questions in {folder}")
-    plan = choices.plan(benchmark, folder, split)
+    limit = cut_of(questions, choices.limit)
+    if is_whole := limit is None:
+        choices = replace(choices, limit=None)
+    plan = replace(choices.plan(benchmark, folder, split), limit=limit)
     asked = ask_questions(questions, assistant, plan, processes)
     if not processes.is_first:
         return None
+    settings, path = (
+        {"model": choices.model_path or BUNDLED, **asked.settings},
+        choices.result_path(benchmark, split),
+    )
+    if benchmark.judge and choices.judge is None and (judged := _judged_before(path, settings)):
+        logger.warning("%s: kept what %s said of these answers", benchmark.name, judged["judge"]["judge"])
+        path.touch()  # it is of this run too
+        return judged
     reviews = _judge(benchmark, asked.responses, folder, choices)
     marks = list(reviews.marks) if isinstance(reviews, Reviews) else _marks(benchmark, asked.responses)
+    counts = describe_questions(asked.responses, len(questions))
+    have_all_failed = counts["failures"] == counts["questions"]
     result = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -117,28 +135,42 @@ def evaluate(
         "miniature": is_miniature(choices.data),
         "split": split,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **describe_questions(asked.responses, len(questions)),
-        **describe_scores(benchmark, marks),
+        **counts,
+        **describe_scores(benchmark, [] if have_all_failed else marks),
         "judge": _describe_judge(reviews),
         "cost": describe_cost(asked),
-        "settings": {"model": choices.model, **asked.settings},
+        "settings": settings,
         "run": _describe_run(assistant, plan, processes),
         "versions": versions(),
         "config": assistant.model.config.to_dict(),
         "answers_file": str(plan.answers_file),
-        "export": None if plan.limit else _export(benchmark, asked.responses, folder, split, choices.run_id),
+        "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
-    write_json(choices.result_path(benchmark, split), result)
-    if result["score"] is not None and len(asked.responses) == len(questions):
+    write_json(path, result)
+    if result["score"] is not None and is_whole:
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
     return result
+
+
+def cut_of(questions: Sequence[Question], limit: int | None) -> int | None:
+    """Return how many questions a limit lets through; None for all of them.
+
+    A question that is asked in several orders of its options is asked in all of them.
+    """
+    if limit is None:
+        return None
+    while limit < len(questions) and questions[limit].extra.get("round_id"):
+        limit += 1
+    return limit if limit < len(questions) else None
 
 
 def summarize(result: JsonObject) -> str:
     """Return a line about a result: its score with interval, failures, visual tokens and time."""
     score, cost = result["score"], result["cost"]
-    if score is not None:
+    if result["failures"] == result["questions"]:
+        shown = "no score"
+    elif score is not None:
         shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     elif isinstance(result["judge"], str):
         shown = result["judge"]
@@ -240,12 +272,25 @@ def _judge(
     if choices.judge is None:
         return "needs a judge"
     judged = [response for response in responses if response.question.target is not None]
-    path = folder / benchmark.judge.reviews.format(id=choices.run_id)
+    judge_name = re.sub(r"[^\w.-]+", "_", choices.judge.model)
+    path = folder / benchmark.judge.reviews.format(id=choices.run_id, judge=judge_name)
     try:
         return review(choices.judge, benchmark.judge, judged, path)
     except UserError as error:  # what it said before is in the file, and the next run goes on there
         logger.error("%s: %s", benchmark.name, error)
         return f"failed: {error}"
+
+
+def _judged_before(path: Path, settings: JsonObject) -> JsonObject | None:
+    """Return the result of a judge about the same answers, if there is one: it took money to get."""
+    if not path.exists():
+        return None
+    try:
+        result = read_result(path)
+    except UserError:  # damaged, or not of this version
+        return None
+    is_same = result["settings"] == json.loads(json.dumps(settings))  # as it was written
+    return result if is_same and isinstance(result["judge"], dict) else None
 
 
 def _describe_judge(reviews: Reviews | str | None) -> JsonObject | str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,32 @@ from llava.errors import MissingFileError, UserError
 
 JsonObject = dict[str, Any]
 
-_ID, _TEXT, _LIST, _OBJECT = (str, int), (str,), (list,), (dict,)
+Kind = tuple[type, ...] | list[tuple[type, ...]]
+"""The types that a value may have; in a list, those of every item of one."""
+
+ID, TEXT, TRUTH, INTEGER, NUMBER = (str, int), (str,), (bool,), (int,), (int, float)
+LIST, OBJECT = (list,), (dict,)
+OPTIONAL = "?"  # at the end of a key that may be missing, or null
 # What the keys of benchmarks hold, wherever they stand; others hold anything.
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("question_id", "image_id", "id", "question_type_id", "answer", "answer_id"), _ID),
-    **dict.fromkeys(("text", "image", "category", "prompt", "label", "caption", "question", "value"), _TEXT),
-    **dict.fromkeys(("img_path", "data_type", "role"), _TEXT),
-    **dict.fromkeys(("answers", "candidates", "choices", "conversations", "capability"), _LIST),
-    **dict.fromkeys(("questions", "annotations", "data"), _LIST),
-    **dict.fromkeys(("types",), _OBJECT),
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("question_id", "image_id", "id", "question_type_id", "answer_id"), ID),
+    **dict.fromkeys(("text", "image", "category", "prompt", "label", "caption", "question", "value"), TEXT),
+    **dict.fromkeys(("img_path", "data_type", "role", "answer", "answer_type", "correct_ans", "type"), TEXT),
+    **dict.fromkeys(("hint", "grade", "subject", "lecture", "solution"), TEXT),
+    **dict.fromkeys(("types", "question_type"), OBJECT),
+    **{key: [TEXT] for key in ("answers", "candidates", "choices", "capability")},
+    **{key: [OBJECT] for key in ("questions", "annotations", "data", "conversations")},
+    "tuple": [NUMBER],
 }
 _MAYBE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+_NAMES = {
+    bool: "true or false",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+}
 
 
 def read_json(path: Path) -> Any:
@@ -43,12 +58,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def read_jsonl(path: Path, *keys: str) -> list[JsonObject]:
+def read_jsonl(path: Path, *keys: str, **kinds: Kind) -> list[JsonObject]:
     """Read a file with one JSON object a line; empty lines do not count.
 
     Args:
         path: The file.
-        *keys: What every object must have.
+        *keys: What every object must have; see `require_keys`.
+        **kinds: What keys hold, where it is not the usual.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -58,30 +74,33 @@ def read_jsonl(path: Path, *keys: str) -> list[JsonObject]:
     # Not `splitlines`: JSON texts may hold other line separators than "\n".
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            objects.append(_read_line(line, keys, f"{path}, line {number}"))
+            objects.append(_read_line(line, keys, f"{path}, line {number}", kinds))
     return objects
 
 
-def require_keys(item: Any, keys: Sequence[str], where: str) -> JsonObject:
+def require_keys(item: Any, keys: Sequence[str], where: str, **kinds: Kind) -> JsonObject:
     """Return an object of a file if it is one with these keys, and they hold what they should.
 
     Args:
         item: Maybe an object.
-        keys: What it must have.
+        keys: What it must have; one that ends in ``?`` may be missing or null.
         where: What error messages call it.
+        **kinds: What keys hold, where it is not the usual.
 
     Raises:
         UserError: If it is not.
     """
     if not isinstance(item, dict):
         raise UserError(f"{where} is {item!r:.80}; expected a JSON object")
-    if missing := [key for key in keys if key not in item]:
-        raise UserError(f"{where} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, item))}")
+    if missing := [key for key in keys if key not in item and not key.endswith(OPTIONAL)]:
+        has = f"{', '.join(map(repr, item))}"
+        raise UserError(f"{where} lacks {', '.join(map(repr, missing))}; it has {has:.200}")
     for key in keys:
-        kinds = _KINDS.get(key)
-        if kinds is not None and (not isinstance(item[key], kinds) or isinstance(item[key], bool)):
-            expected = " or ".join(_NAMES[kind] for kind in kinds)
-            raise UserError(f"{where}: {key!r} is {item[key]!r:.80}; expected {expected}")
+        name = key.removesuffix(OPTIONAL)
+        kind, value = kinds.get(name, _KINDS.get(name)), item.get(name)
+        is_absent = value is None and name != key
+        if kind is not None and not is_absent and (complaint := _complain(value, kind)):
+            raise UserError(f"{where}: {name!r} {complaint}")
     return item
 
 
@@ -90,7 +109,7 @@ def read_objects(path: Path, *keys: str) -> list[JsonObject]:
 
     Args:
         path: The file.
-        *keys: What every object must have.
+        *keys: What every object must have; see `require_keys`.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -154,8 +173,14 @@ def writing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.unfinished")
     with explaining_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        unfinished.replace(path)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        except BaseException:
+            # Such as a full disk, which has use for the space.
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -193,6 +218,14 @@ def move_aside(*paths: Path) -> list[Path]:
 
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a file or folder is there; one whose name no file can have is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:
@@ -242,9 +275,32 @@ def _parse(text: str) -> Any:
     return document
 
 
-def _read_line(line: str, keys: Sequence[str], where: str) -> JsonObject:
+def _complain(value: Any, kind: Kind) -> str | None:
+    """Say what is wrong with a value; None if it is of the kind."""
+    if not isinstance(kind, list):
+        return None if _is_of(value, kind) else f"is {value!r:.80}; expected {_describe(kind)}"
+    if not isinstance(value, list):
+        return f"is {value!r:.80}; expected a list"
+    wrong = (number for number, item in enumerate(value) if not _is_of(item, kind[0]))
+    if (number := next(wrong, None)) is None:
+        return None
+    return f"has {value[number]!r:.80} as item {number}; expected {_describe(kind[0])}"
+
+
+def _is_of(value: Any, kind: tuple[type, ...]) -> bool:
+    # True and false are numbers to Python; NaN and Infinity, which it reads, are no numbers.
+    if isinstance(value, bool):
+        return bool in kind
+    return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _describe(kind: tuple[type, ...]) -> str:
+    return " or ".join(_NAMES[one] for one in kind if one is not int or float not in kind)
+
+
+def _read_line(line: str, keys: Sequence[str], where: str, kinds: Mapping[str, Kind]) -> JsonObject:
     try:
         item = _parse(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
-    return require_keys(item, keys, where)
+    return require_keys(item, keys, where, **kinds)

@@ -12,7 +12,6 @@ import torch
 from torch import distributed
 
 from llava.errors import UserError
-from llava.utils import process_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,35 @@ class Processes:
 
 @contextmanager
 def launched_processes() -> Iterator[Processes]:
-    """Meet the other processes that the launcher has started, if there are any."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """Meet the other processes that the launcher has started, if there are any.
+
+    Raises:
+        UserError: If what the launcher has set does not make sense, or they cannot be reached.
+    """
+    count, rank = _count("WORLD_SIZE", 1), _count("RANK", 0)
     if count > 1 and not distributed.is_initialized():
-        # They only wait for each other, and maybe for long: one may have the longer answers.
-        distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        try:
+            # They only wait for each other, and maybe for long: one may have the longer answers.
+            distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"process {rank} of {count} does not reach the others, which a launcher such as torchrun "
+                f"arranges: {error}"
+            ) from error
     try:
-        yield Processes(process_rank(), count)
+        yield Processes(rank, count)
     finally:
         if count > 1:
             distributed.destroy_process_group()
+
+
+def _count(variable: str, default: int) -> int:
+    """Return a number that a launcher has set in the environment.
+
+    Raises:
+        UserError: If it is none.
+    """
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{variable} is {text!r}; accepted: a whole number, which a launcher sets")
+    return int(text)

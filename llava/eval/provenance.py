@@ -121,7 +121,7 @@ def _image_digest(image: ImageSource | None) -> str:
                 size = file.seek(0, os.SEEK_END)
                 middle = file.seek(max(0, size // 2 - SAMPLED_BYTES // 2))
                 return hashlib.sha256(f"{size} {middle}".encode() + file.read(SAMPLED_BYTES)).hexdigest()[:16]
-        except OSError:
+        except (OSError, ValueError):  # the latter for a name with a null character
             return ""
     # What is decoded when it is read says itself what it is made of.
     return str(getattr(image, "digest", ""))

@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Benchmark, Mark
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.files import JsonObject, read_json, write_text, writing
+from llava.eval.files import (
+    INTEGER,
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    JsonObject,
+    Kind,
+    read_json,
+    require_keys,
+    write_text,
+    writing,
+)
 from llava.eval.intervals import paired_difference
 from llava.utils import printable
 
@@ -22,20 +35,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEYS = (
-    *(
-        "benchmark",
-        "title",
-        "id",
-        "miniature",
-        "split",
-        "date",
-        "questions",
-        "questions_available",
-        "failures",
-    ),
-    *("score", "marks", "settings", "cost", "judge"),
-)
+KEYS: dict[str, Kind] = {
+    **dict.fromkeys(("benchmark", "title", "id", "split", "date"), TEXT),
+    **dict.fromkeys(("questions", "questions_available", "failures"), INTEGER),
+    **dict.fromkeys(("settings", "cost"), OBJECT),
+    **{"score": OBJECT, "judge": (str, dict), "miniature": TRUTH, "marks": [LIST]},
+}
+WITHOUT_JUDGE = ("score", "judge")  # which may be null
+MARK: tuple[Kind, ...] = (TEXT, NUMBER, TEXT, TEXT)
+ALL_FAILED = "every question failed"
 KINDS = {False: "Benchmarks", True: "Miniatures of the shapes world"}
 
 
@@ -148,6 +156,12 @@ def run_report(options: argparse.Namespace) -> None:
         for kind, title in KINDS.items()
         if (runs := collect(results, kind))
     ]
+    for item in comparisons:
+        if options.baseline not in (None, item.baseline.id):
+            logger.warning(
+                "%s: there is no run %r, so they are compared with %r",
+                *(item.title, options.baseline, item.baseline.id),
+            )
     text = "\n".join(map(describe, comparisons))
     print(printable(text))
     # A name such as llava-v1.5-7b has a dot and no suffix.
@@ -156,7 +170,7 @@ def run_report(options: argparse.Namespace) -> None:
 
 
 def read_results(paths: Sequence[Path]) -> list[JsonObject]:
-    """Read results, in folders all that are there.
+    """Read results, in folders all that are there; what is damaged in a folder is passed over.
 
     Raises:
         MissingFileError: If there are none.
@@ -165,14 +179,57 @@ def read_results(paths: Sequence[Path]) -> list[JsonObject]:
     results = []
     for path in paths:
         if path.is_dir():
-            results += [item for file in sorted(path.rglob("*.json")) if _is_result(item := read_json(file))]
-        elif _is_result(item := read_json(path)):
-            results.append(item)
+            results += [item for file in sorted(path.rglob("*.json")) if (item := _found_result(file))]
         else:
-            raise UserError(f"{path} is no result of llava eval: it lacks one of {', '.join(KEYS)}")
+            results.append(read_result(path))
     if not results:
         raise MissingFileError(f"there are no results in {', '.join(map(str, paths))}")
     return results
+
+
+def read_result(path: Path) -> JsonObject:
+    """Read a result of ``llava eval``.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it is no such result.
+    """
+    item = read_json(path)
+    if not _has_keys(item):
+        raise UserError(f"{path} is no result of llava eval: it lacks one of {', '.join(KEYS)}")
+    optional = [f"{key}?" if key in WITHOUT_JUDGE else key for key in KEYS]
+    require_keys(item, optional, str(path), **KEYS)
+    if item["benchmark"] not in {benchmark.name for benchmark in BENCHMARKS}:
+        raise UserError(f"{path} is about {item['benchmark']!r:.80}, which is no benchmark of this version")
+    _require_numbers(item["score"], ("value", "low", "high"), f"{path}, 'score'")
+    _require_numbers(item["cost"], ("visual_tokens",), f"{path}, 'cost'")
+    require_keys(
+        item["settings"], ("reduction", "questions"), f"{path}, 'settings'", reduction=TEXT, questions=TEXT
+    )
+    if isinstance(item["judge"], dict):
+        kinds = {"judge": TEXT, "prompt_hash": TEXT, "failures": INTEGER}
+        require_keys(item["judge"], tuple(kinds), f"{path}, 'judge'", **kinds)
+    for number, mark in enumerate(item["marks"]):
+        named = dict(zip(Mark.__slots__, mark, strict=False))
+        require_keys(
+            named, Mark.__slots__, f"{path}, mark {number}", **dict(zip(Mark.__slots__, MARK, strict=True))
+        )
+    return item
+
+
+def _require_numbers(item: JsonObject | None, names: Sequence[str], where: str) -> None:
+    """Make sure that an object, if it is there and not empty, has numbers."""
+    if item:
+        require_keys(item, names, where, **dict.fromkeys(names, NUMBER))
+
+
+def _found_result(path: Path) -> JsonObject | None:
+    """Return a result that nobody has named; None if it is none, with a warning if it was to be one."""
+    try:
+        return read_result(path) if _has_keys(read_json(path)) else None
+    except UserError as error:
+        logger.warning("passed over: %s", error)
+        return None
 
 
 def collect(results: Sequence[JsonObject], miniature: bool) -> list[Run]:
@@ -264,6 +321,8 @@ def _cell(result: JsonObject | None) -> str:
     failures = f"; {result['failures']} failed" if result.get("failures") else ""
     score = result["score"]
     if score is None:
+        if result["failures"] == result["questions"]:
+            return ALL_FAILED
         why = result["judge"] if isinstance(result["judge"], str) else "for submission"
         return f"{why}{failures}"
     return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]{failures}"
@@ -281,7 +340,7 @@ def _difference(run: Run, baseline: Run, row: Row) -> str:
 
 def why_not_paired(first: JsonObject, second: JsonObject) -> str | None:
     """Say why the scores of two results cannot be compared; None if they can."""
-    judged = [result["judge"] for result in (first, second) if result["judge"] is not None]
+    judged = [result["judge"] for result in (first, second) if isinstance(result["judge"], dict)]
     has_gaps = any(item["failures"] for item in judged)  # reviews that failed
     same = first["settings"]["questions"] == second["settings"]["questions"]
     if not same or has_gaps or len(first["marks"]) != len(second["marks"]):
@@ -296,12 +355,15 @@ def _marks(result: JsonObject) -> list[Mark]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown whose columns line up."""
+    """Return a table in Markdown whose columns line up; what would end a cell in one is escaped."""
+    header, *rows = [
+        [" ".join(cell.split()).replace("|", r"\|") for cell in line] for line in (header, *rows)
+    ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _is_result(item: object) -> bool:
+def _has_keys(item: object) -> bool:
     return isinstance(item, dict) and all(key in item for key in KEYS)

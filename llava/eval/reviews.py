@@ -18,7 +18,9 @@ from tqdm import tqdm
 from llava.errors import UserError
 from llava.eval.benchmark import JudgeTask, Mark, Messages, Response
 from llava.eval.files import JsonObject, explaining_writes, json_line, move_aside, write_jsonl
+from llava.eval.journal import LOCK_PATIENCE_S
 from llava.eval.judge import Judge, RequestFailed
+from llava.folder_lock import lock_folder
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,14 @@ def review(judge: Judge, task: JudgeTask, responses: Sequence[Response], path: P
         UserError: If the judge refuses a request or keeps failing, or the file cannot be read or written;
             what it said until then is in the file.
     """
+    with explaining_writes(path):
+        lock = path.with_name(f".{path.name}.lock")
+        lock.mkdir(parents=True, exist_ok=True)
+    with lock_folder(lock, "--id", LOCK_PATIENCE_S):
+        return _review(judge, task, responses, path)
+
+
+def _review(judge: Judge, task: JudgeTask, responses: Sequence[Response], path: Path) -> Reviews:
     prompts = [_Prompt.of(task, response) for response in responses]
     wanted = {prompt.key: prompt for prompt in prompts if prompt.response.error is None}
     records = _read(path, judge, task, wanted)

@@ -29,26 +29,27 @@ def describe(path: Path, ignored: Sequence[str] = ()) -> str:
         UserError: If the file is missing or malformed, or no review is left.
     """
     lines = [
-        line for line in read_jsonl(path, "question_id", "tuple") if str(line["question_id"]) not in ignored
+        line
+        for line in read_jsonl(path, "question_id", "tuple", "category?")
+        if str(line["question_id"]) not in ignored
     ]
     if not lines:
         raise UserError(f"{path} has no reviews of questions that count")
     groups: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         pair = _read_pair(line, path)
-        for name in ("all", *([line["category"]] if "category" in line else [])):
+        for name in ("all", *([line["category"]] if line.get("category") is not None else [])):
             groups.setdefault(name, []).append(pair)
     return "\n".join([label(path), *(_describe_group(name, groups[name]) for name in sorted(groups))])
 
 
 def _read_pair(line: JsonObject, path: Path) -> tuple[float, float]:
-    try:
-        reference, candidate = map(float, line["tuple"])
-    except (TypeError, ValueError) as error:
+    if len(line["tuple"]) != 2:
         raise UserError(
             f"{path}: the tuple of question {line['question_id']} is {line['tuple']!r:.40}; "
             "accepted: two numbers"
-        ) from error
+        )
+    reference, candidate = line["tuple"]
     return reference, candidate
 
 

@@ -25,6 +25,7 @@ from llava.options import (
 from llava.utils import exit_on_user_error, refuse_overwriting, setup_logging
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,14 @@ class VqaCommand:
     finish: Callable[[argparse.Namespace, Sequence[Response]], object] = lambda options, responses: None
 
     @exit_on_user_error
-    def main(self, argv: Sequence[str] | None = None) -> None:
+    def main(self, argv: Sequence[str] | None = None) -> int:
         """Answer the questions of a chunk.
 
         Args:
             argv: Arguments; those of the process if not given.
+
+        Returns:
+            The exit code: 1 if every question has failed.
 
         Raises:
             UserError: If a file, the model or a setting does not serve.
@@ -84,6 +88,7 @@ class VqaCommand:
             asked = ask_questions(questions, load_assistant(options), plan, processes)
             if processes.is_first:
                 self.finish(options, asked.responses)
+        return _report_failures(asked.responses, answers_file)
 
     def _parser(self) -> CommandParser:
         parser = CommandParser(prog=f"python -m llava.eval.{self.name}", description=self.summary)
@@ -114,6 +119,15 @@ class VqaCommand:
         return parser
 
 
+def _report_failures(responses: Sequence[Response], path: Path) -> int:
+    """Say how many questions failed, and return an exit code: 1 if all of them did."""
+    failed = [response for response in responses if response.error is not None]
+    if failed:
+        first = f"question {failed[0].question.id}: {failed[0].error}"
+        logger.warning("%d of %d questions in %s failed; %s", len(failed), len(responses), path, first)
+    return int(bool(failed) and len(failed) == len(responses))
+
+
 def questions_of(options: argparse.Namespace) -> list[Question]:
     """Read LLaVA's question file: ``question_id``, ``text`` and mostly ``image``, below the image folder.
 
@@ -121,7 +135,7 @@ def questions_of(options: argparse.Namespace) -> list[Question]:
         UserError: If it is missing or malformed.
     """
     folder = Path(options.image_folder).expanduser()
-    lines = read_jsonl(Path(options.question_file).expanduser(), "question_id", "text")
+    lines = read_jsonl(Path(options.question_file).expanduser(), "question_id", "text", "image?")
     return [
         Question(line["question_id"], line["text"], folder / line["image"] if line.get("image") else None)
         for line in lines

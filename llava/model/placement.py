@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
@@ -50,6 +51,16 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def hand_over(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Bring a tensor of any shape (...) to a device and a dtype, and do not wait for the device.
+
+    CUDA reads what lies on the host when it is handed over, whether or not that memory is pinned; other
+    directions and devices make no such promise.
+    """
+    at_once = tensor.device.type == "cpu" and device.type == "cuda"
+    return tensor.to(device=device, dtype=dtype, non_blocking=at_once)
 
 
 def parse_device(name: str | torch.device | None) -> torch.device:

@@ -25,6 +25,7 @@ from llava.mm_utils import process_images
 from llava.model.anyres import arrange_crops
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens
+from llava.model.placement import hand_over
 from llava.model.splice import (
     ImageText,
     SplicedBatch,
@@ -208,8 +209,9 @@ class PromptEncoder:
         Returns:
             One (T_i, H) per prompt, cut at ``tokenizer_model_max_length`` if the config sets one.
         """
-        expanded = [self._expand(ids, own) for ids, own in zip(rows, images, strict=True)]
-        ids = torch.cat(expanded)
+        # Expanded on the host, since what a device is asked about its ids has to be waited for.
+        expanded = [self._expand(ids.cpu(), own) for ids, own in zip(rows, images, strict=True)]
+        ids = hand_over(torch.cat(expanded), self.device)
         table = self._model.get_model().embed_tokens
         # As one sample (1, T), the shape that what is hooked to the embeddings (NEFTune) expects.
         embeddings = table(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)[None])[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+from llava.model.placement import hand_over
 
 ImageText = str | Sequence[str]
 """What CLIP's text encoder reads for one image: a text, or several (the human turns of a sample)."""
@@ -136,7 +137,7 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     """Write visual tokens over the embeddings of their placeholders.
 
     Args:
-        ids: Expanded ids, (T,).
+        ids: Expanded ids, (T,), which may lie on the host.
         embeddings: Embeddings of the ids, anything at placeholders, (T, H).
         visual_tokens: Projected tokens of the sample's images, back to back. More rows than placeholders is
             what a truncated prompt leaves: the last rows are dropped with their placeholders. (at least the
@@ -147,7 +148,12 @@ def fill_placeholders(ids: Tensor, embeddings: Tensor, visual_tokens: Tensor) ->
     """
     is_image = ids == IMAGE_TOKEN_INDEX
     kept = visual_tokens[: int(is_image.sum())].to(embeddings.dtype)
-    return embeddings.masked_scatter(is_image.unsqueeze(-1), kept)
+    return embeddings.masked_scatter(hand_over(is_image, embeddings.device).unsqueeze(-1), kept)
+
+
+def count_supervised(labels: Tensor) -> Tensor:
+    """Count the labels (B, T) that are predicted; nothing predicts the first of a row."""
+    return labels[:, 1:].ne(IGNORE_INDEX).sum()
 
 
 def pad(embeddings: Sequence[Tensor], labels: Sequence[Tensor], side: str = "right") -> SplicedBatch:

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.assistant import Assistant
 from llava.errors import PromptTooLongError, UserError
-from llava.messages import Answer
+from llava.messages import Answer, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.api_messages import BodyError, ChatRequest, read_body
-from llava.serve.images import MAX_IMAGE_BYTES, MAX_IMAGES
+from llava.serve.images import MAX_IMAGE_BYTES, MAX_IMAGES, RemoteImage
 from llava.serve.metrics import CONTENT_TYPE, Metrics
 from llava.serve.streaming import stream_answer
 from llava.utils import printable
@@ -37,6 +37,7 @@ from llava.utils import printable
 MAX_BODY_BYTES = MAX_IMAGES * MAX_IMAGE_BYTES * 4 // 3 + 2**20
 BODY_SECONDS = 120.0  # for a body to come
 STALL_SECONDS = 30.0  # after which a client that takes no more bytes counts as gone
+FETCHES_AT_ONCE = 16  # of images behind URLs
 GRACE_SECONDS = 10.0  # for answers that are running when the server ends
 CLIENT_GONE = 499  # of nginx, in metrics: HTTP has no status for an answer that nobody reads
 _OPEN_PATH = "/health"
@@ -55,6 +56,7 @@ class Settings:
         concurrency: Requests answered at once.
         queue: Requests that may wait besides.
         body_bytes: The largest body of a request.
+        allow_urls: Fetch images whose URLs a request names, from public addresses.
     """
 
     models: tuple[str, ...]
@@ -62,6 +64,7 @@ class Settings:
     concurrency: int = 16
     queue: int = 64
     body_bytes: int = MAX_BODY_BYTES
+    allow_urls: bool = False
 
 
 class ApiError(Exception):
@@ -254,6 +257,7 @@ class ChatCompletions:
         self.metrics = Metrics()
         self._assistant = assistant
         self._limiter = anyio.CapacityLimiter(settings.concurrency)
+        self._fetchers = anyio.CapacityLimiter(FETCHES_AT_ONCE)
         self._reader = anyio.CapacityLimiter(1)  # a body takes a multiple of its size while it is read
         self._present: set[anyio.CancelScope] = set()  # one for each request
         self._is_stopping = False
@@ -299,6 +303,7 @@ class ChatCompletions:
             completion = await anyio.to_thread.run_sync(self._prepare, body, limiter=self._reader)
             del body
             group.start_soon(_cancel_when_gone, request, group.cancel_scope)
+            await self._fetch(completion.chat.request.images)
             answer = await self._answer(completion, reply, began)
             if not completion.chat.stream:
                 await reply.whole(json_response(200, completion.whole(answer)))
@@ -368,7 +373,7 @@ class ChatCompletions:
             ApiError: If it asks for another model.
             UserError: If it is not valid.
         """
-        chat = read_body(body)
+        chat = read_body(body, allow_urls=self.settings.allow_urls)
         if chat.model is not None and chat.model not in self.settings.models:
             raise ApiError(
                 404,
@@ -378,6 +383,16 @@ class ChatCompletions:
             )
         ids = tokenizer_image_token(self._assistant.render(chat.request), self._assistant.tokenizer)
         return Completion(chat, self.settings.models[0], len(ids) - len(chat.request.images))
+
+    async def _fetch(self, images: Sequence[ImageSource]) -> None:
+        """Fetch what is to be fetched before the request takes a place: a slow server holds up nobody else.
+
+        Raises:
+            UserError: If an image cannot be fetched.
+        """
+        for image in images:
+            if isinstance(image, RemoteImage):
+                await anyio.to_thread.run_sync(image.fetch, abandon_on_cancel=True, limiter=self._fetchers)
 
     async def _answer(self, completion: Completion, reply: Reply, began: float) -> Answer:
         """Answer, and send the pieces of a stream; the place is free again before the end is sent."""

@@ -11,8 +11,9 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.engine.base import Generation
 from llava.errors import UserError
+from llava.image_download import is_url
 from llava.messages import ROLES, ImageSource, Message, Request
-from llava.serve.images import MAX_IMAGES, image_of_data_url
+from llava.serve.images import MAX_IMAGES, RemoteImage, image_of_data_url
 
 MAX_CHARACTERS = 2**17  # of all messages; far beyond what a model reads, and tokenized in a moment
 MAX_MARKS = 2**18  # commas and brackets of a body: a small list takes twenty times its text in memory
@@ -52,8 +53,12 @@ class ChatRequest:
     include_usage: bool = False
 
 
-def read_body(data: bytes | bytearray) -> ChatRequest:
+def read_body(data: bytes | bytearray, *, allow_urls: bool = False) -> ChatRequest:
     """Read the body of a request; fields that are not known are not looked at.
+
+    Args:
+        data: JSON.
+        allow_urls: Accept images by URLs of the web too, which are fetched when they are read.
 
     Raises:
         UserError: If it is not JSON, or a field has a value that is not accepted.
@@ -69,21 +74,21 @@ def read_body(data: bytes | bytearray) -> ChatRequest:
         raise UserError(f"the body is {_shown(body)}; accepted: a JSON object with messages")
     options = _field(body, "stream_options", dict, "an object") or {}
     return ChatRequest(
-        request=_request(body),
+        request=_request(body, allow_urls),
         model=_field(body, "model", str, "the name of a model"),
         stream=_field(body, "stream", bool, "true or false") or False,
         include_usage=_field(options, "include_usage", bool, "true or false") or False,
     )
 
 
-def _request(body: dict[str, Any]) -> Request:
+def _request(body: dict[str, Any], allow_urls: bool) -> Request:
     reduction = _field(body, "token_reduction", str, "a setting such as TRIM:-1 or none")
     if reduction is not None and len(reduction) > _SHOWN_CHARACTERS:
         raise BodyError("token_reduction", f"token_reduction is {_shown(reduction)}...; that is no setting")
     for name, only in _ONLY.items():
         if (value := _number(body, name)) not in (None, only):
             raise BodyError(name, f"{name} is {value:g}; accepted: {only}")
-    return Request(_messages(body), token_reduction=reduction, generation=_generation(body))
+    return Request(_messages(body, allow_urls), token_reduction=reduction, generation=_generation(body))
 
 
 def _generation(body: dict[str, Any]) -> Generation:
@@ -111,11 +116,11 @@ def _stops(body: dict[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _messages(body: dict[str, Any]) -> tuple[Message, ...]:
+def _messages(body: dict[str, Any], allow_urls: bool) -> tuple[Message, ...]:
     entries = _field(body, "messages", list, "a list of messages")
     if not entries:
         raise BodyError("messages", "messages is missing or empty; accepted: a list of messages")
-    messages = tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(entries))
+    messages = tuple(_message(entry, f"messages[{index}]", allow_urls) for index, entry in enumerate(entries))
     images = sum(len(message.images) for message in messages)
     if images > MAX_IMAGES:
         raise BodyError("messages", f"the messages have {images} images; accepted: up to {MAX_IMAGES}")
@@ -127,7 +132,7 @@ def _messages(body: dict[str, Any]) -> tuple[Message, ...]:
     return messages
 
 
-def _message(entry: Any, where: str) -> Message:
+def _message(entry: Any, where: str, allow_urls: bool) -> Message:
     """Read a message; its parts are joined by line breaks, in their order, an image as its placeholder."""
     if not isinstance(entry, dict):
         raise BodyError(where, f"{where} is {_shown(entry)}; accepted: an object with role and content")
@@ -141,13 +146,13 @@ def _message(entry: Any, where: str) -> Message:
         raise BodyError(
             f"{where}.content", f"{where}.content is {_shown(content)}; accepted: a text or a list of parts"
         )
-    parts = [_part(part, role, f"{where}.content[{index}]") for index, part in enumerate(content)]
+    parts = [_part(part, role, f"{where}.content[{index}]", allow_urls) for index, part in enumerate(content)]
     return Message(
         role, "\n".join(text for text, _ in parts), tuple(image for _, own in parts for image in own)
     )
 
 
-def _part(part: Any, role: str, where: str) -> tuple[str, Sequence[ImageSource]]:
+def _part(part: Any, role: str, where: str, allow_urls: bool) -> tuple[str, Sequence[ImageSource]]:
     """Read a part of a message: its text, and the image that it is."""
     kind = part.get("type") if isinstance(part, dict) else part
     if kind == "text":
@@ -156,12 +161,14 @@ def _part(part: Any, role: str, where: str) -> tuple[str, Sequence[ImageSource]]
         raise BodyError(where, f"{where} is of type {_shown(kind)}; accepted: text, image_url")
     image_url = part.get("image_url")
     url = image_url.get("url") if isinstance(image_url, dict) else None
-    # What a URL names is not fetched: the server may reach what the client may not.
+    if allow_urls and isinstance(url, str) and is_url(url):
+        return DEFAULT_IMAGE_TOKEN, [RemoteImage(url, f"the image {where}")]
+    # Else nothing is fetched: the server may reach what the client may not.
     if not isinstance(url, str) or url[:5].lower() != "data:":
+        accepted = "data:image/...;base64,..." + (", or a URL of http or https" if allow_urls else "")
+        fetched = "" if allow_urls else ", and nothing is fetched"
         raise BodyError(
-            f"{where}.image_url",
-            f"{where}.image_url.url is {_shown(url)}, and nothing is fetched; accepted: "
-            "data:image/...;base64,...",
+            f"{where}.image_url", f"{where}.image_url.url is {_shown(url)}{fetched}; accepted: {accepted}"
         )
     return DEFAULT_IMAGE_TOKEN, [partial(image_of_data_url, url, f"the image {where}")]
 

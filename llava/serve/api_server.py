@@ -11,7 +11,7 @@ import socket
 
 from llava.errors import UserError
 from llava.options import add_engine_options, add_model_options, load_assistant, name_of_model, positive
-from llava.serve.web import listen
+from llava.serve.web import listen, warn_if_open
 from llava.utils import setup_logging
 
 KEY_VARIABLE = "LLAVA_API_KEY"
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that may wait besides; more are refused (default: 64)",
     )
+    parser.add_argument(
+        "--allow-urls",
+        action="store_true",
+        help="fetch images whose http(s) URLs a request names, from public addresses only",
+    )
     add_model_options(parser)
     add_engine_options(parser)
 
@@ -64,8 +69,11 @@ def run(options: argparse.Namespace) -> None:
         api_key=find_key(options.api_key),
         concurrency=options.concurrency,
         queue=options.queue,
+        allow_urls=options.allow_urls,
     )
     # Clients that come while the model is loaded wait for it.
+    if settings.api_key is None:
+        warn_if_open(options.host, f"--api-key or {KEY_VARIABLE} sets a key")
     with listen(options.host, options.port) as listener:
         server = ApiServer(ChatCompletions(load_assistant(options), settings))
         print(f"{settings.models[0]} is served at {address(listener)}/v1", flush=True)

@@ -34,7 +34,14 @@ from llava.serve.protocol import (
     read_number,
     require_field,
 )
-from llava.serve.web import check_installed, create_plain_app, create_server, listen, stream_chunks
+from llava.serve.web import (
+    check_installed,
+    create_plain_app,
+    create_server,
+    listen,
+    stream_chunks,
+    warn_if_open,
+)
 from llava.serve.worker_registry import DISPATCH_METHODS, WorkerRegistry
 from llava.utils import exit_on_user_error, setup_logging
 
@@ -365,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     registry = WorkerRegistry(options.dispatch_method)
     admission = Admission(frozenset(host.lower() for host in options.allow_worker), options.key)
     server = create_server(create_app(Controller(registry, admission)))
+    warn_if_open(options.host)
     with listen(options.host, options.port) as listening:
         logger.info("controller at http://%s:%d", options.host, listening.getsockname()[1])
         server.run(sockets=[listening])

@@ -6,7 +6,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.errors import UserError
 from llava.options import (
@@ -17,7 +19,13 @@ from llava.options import (
     name_of_model,
     positive,
 )
+from llava.serve.conversation_log import ConversationLog
 from llava.utils import exit_on_user_error
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+    from llava.serve.demo_page import Example
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = (
@@ -30,14 +38,21 @@ MOST_UPLOADED = "20mb"  # of a file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the demo."""
+    add_page_arguments(parser)
+    add_model_options(parser)
+    add_engine_options(parser)
+
+
+def add_page_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every page."""
     parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
-    parser.add_argument("--concurrency-count", type=positive, default=8, help="visitors answered at once")
+    parser.add_argument(
+        "--concurrency-count", type=positive, default=16, help="visitors answered at once (default: 16)"
+    )
     parser.add_argument("--log-dir", type=Path, help="folder for conversations and votes; none by default")
     parser.add_argument("--log-images", action="store_true", help="keep images and addresses there too")
     parser.add_argument("--share", action="store_true", help="open a public address through gradio's servers")
-    add_model_options(parser)
-    add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -46,25 +61,56 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If gradio is missing, or the model, the port or the log does not serve.
     """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise UserError("the demo needs gradio: pip install 'llava[serve]'") from error
-    from llava.serve.conversation_log import ConversationLog
-    from llava.serve.demo_page import Example, build_page
+    require_gradio()
+    from llava.serve.demo_page import build_page
     from llava.serve.demo_session import Demo
 
+    log = open_log(options)
+    demo = Demo(load_assistant(options), name_of_model(options.model_path), log)
+    launch(build_page(demo, examples()), options)
+
+
+def require_gradio() -> None:
+    """Refuse to open a page without what that needs.
+
+    Raises:
+        UserError: If gradio is not installed.
+    """
+    if find_spec("gradio") is None:
+        raise UserError("the demo needs gradio: pip install 'llava[serve]'")
+
+
+def open_log(options: argparse.Namespace) -> ConversationLog | None:
+    """Return the log that the options name, if they name one.
+
+    Raises:
+        UserError: If it cannot be written, or only images are to be kept.
+    """
     if options.log_images and options.log_dir is None:
         raise UserError("--log-images needs --log-dir FOLDER, where they are kept")
-    log = ConversationLog(options.log_dir, log_images=options.log_images) if options.log_dir else None
-    page = build_page(
-        Demo(load_assistant(options), name_of_model(options.model_path), log),
-        [
-            Example(REPOSITORY / image, question)
-            for image, question in EXAMPLES
-            if (REPOSITORY / image).exists()
-        ],
-    )
+    return ConversationLog(options.log_dir, log_images=options.log_images) if options.log_dir else None
+
+
+def examples() -> list[Example]:
+    """Return the examples whose images are there, as in a clone of the repository."""
+    from llava.serve.demo_page import Example
+
+    files = [(REPOSITORY / image, question) for image, question in EXAMPLES]
+    return [Example(image, question) for image, question in files if image.exists()]
+
+
+def launch(page: Blocks, options: argparse.Namespace) -> None:
+    """Serve a page until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: If the address does not serve.
+    """
+    import gradio as gr
+
+    from llava.serve.web import warn_if_open
+
+    if not options.share:  # which is meant for everybody
+        warn_if_open(options.host, "the page asks nobody who they are")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     page.queue(default_concurrency_limit=options.concurrency_count, max_size=64)
     try:

@@ -1,9 +1,12 @@
-"""The demo's page: a conversation about an image, what the model saw of it, and two settings side by side."""
+"""Pages: a conversation about an image, what the model saw of it, and two settings side by side.
+
+That of `build_page` is for a model of its own, that of `build_worker_page` for models behind a controller.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import gradio as gr
 from llava.conversation import conv_templates
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.serve.demo_session import Demo, Session, Settings, View
+from llava.serve.demo_session import Demo, Settings, View
+from llava.serve.worker_session import WorkerDemo
 
 REDUCTIONS = ("TRIM:-1", "none", "TRIM:0.25", "TRIM:64", "Random:-1", "Pool:64")
 INTRODUCTION = """# LLaVA-1.5 with TRIM
@@ -48,18 +52,64 @@ def build_page(demo: Demo, examples: Sequence[Example] = ()) -> gr.Blocks:
     with gr.Blocks(title="LLaVA-1.5 with TRIM", analytics_enabled=False) as page:
         gr.Markdown(f"{INTRODUCTION}\n\nModel: `{demo.name}`")
         with gr.Tab("Conversation"):
-            _add_conversation(demo, examples)
+            _add_conversation(
+                demo, examples, lambda: _reduction_input(demo, demo.reduction, "reduction"), _settings
+            )
         with gr.Tab("Side by side"):
             _add_comparison(demo, examples)
     return page
 
 
-def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
+def build_worker_page(
+    demo: WorkerDemo, examples: Sequence[Example] = (), *, reload: bool = False, embed: bool = False
+) -> gr.Blocks:
+    """Build the page of models that a controller's workers serve.
+
+    Args:
+        demo: What the page is for.
+        examples: To begin with.
+        reload: Ask the controller for its models whenever a page is opened, not once.
+        embed: Leave the title out, for a page inside of another.
+    """
+    served = demo.models()
+
+    def offer(request: gr.Request) -> gr.Dropdown:
+        names = demo.models() if reload else served
+        wanted = request.query_params.get("model", "")
+        return gr.Dropdown(choices=names, value=wanted if wanted in names else next(iter(names), None))
+
+    with gr.Blocks(title="LLaVA", analytics_enabled=False) as page:
+        if not embed:
+            gr.Markdown("# LLaVA\n\nAsk about an image.")
+        model = _add_conversation(
+            demo,
+            examples,
+            lambda: gr.Dropdown(label="Model", choices=served, elem_id="model"),
+            _model_settings,
+        )
+        page.load(offer, None, [model], **_PRIVATE)
+    return page
+
+
+def _add_conversation(
+    demo: Demo | WorkerDemo,
+    examples: Sequence[Example],
+    add_choice: Callable[[], gr.Dropdown],
+    read_settings: Callable[..., Settings],
+) -> gr.Dropdown:
+    """Add a conversation.
+
+    Args:
+        demo: Answers.
+        examples: To begin with.
+        add_choice: Adds the first setting, which is returned.
+        read_settings: Makes settings of the values of the page.
+    """
     session = gr.State(None)
     with gr.Row():
         with gr.Column(scale=2):
             image = _image_input("image")
-            reduction = _reduction_input(demo, demo.reduction, "reduction")
+            choice = add_choice()
             others = _other_settings(demo)
         with gr.Column(scale=3):
             chatbot = gr.Chatbot(
@@ -76,22 +126,22 @@ def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
                     for kind in VOTES
                 ]
         with gr.Column(scale=2):
-            facts, kept = _facts("facts"), _kept("kept")
+            facts, kept = _facts("facts"), _kept("kept", visible=isinstance(demo, Demo))
     _add_examples(examples, image, question)
 
     def answer(
-        request: gr.Request, state: Session | None, path: str | None, text: str, *values: Any
+        request: gr.Request, state: Any, path: str | None, text: str, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        settings = _settings(*values)
+        settings = read_settings(*values)
         for new_state, view in demo.ask(state, text, path or "", settings, _address(request)):
             # A question that failed stays in its box.
             yield new_state, text if view.error else "", view.history, *_shown(view)
 
-    def answer_anew(request: gr.Request, state: Session | None, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for new_state, view in demo.regenerate(state, _settings(*values), _address(request)):
+    def answer_anew(request: gr.Request, state: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        for new_state, view in demo.regenerate(state, read_settings(*values), _address(request)):
             yield new_state, view.history, *_shown(view)
 
-    settings = [reduction, *others]
+    settings = [choice, *others]
     shown = [chatbot, facts, kept]
     gr.on(
         [ask.click, question.submit],
@@ -110,6 +160,7 @@ def _add_conversation(demo: Demo, examples: Sequence[Example]) -> None:
     )
     for kind, button in votes:
         button.click(_voting(demo, kind), [session], None, **_PRIVATE)
+    return choice
 
 
 def _add_comparison(demo: Demo, examples: Sequence[Example]) -> None:
@@ -170,11 +221,14 @@ def _reduction_input(demo: Demo, value: str, name: str) -> gr.Dropdown:
     )
 
 
-def _other_settings(demo: Demo) -> list[Any]:
+def _other_settings(demo: Demo | WorkerDemo) -> list[Any]:
     """Add the settings that `_settings` takes after the reduction."""
+    templates = [(name, name) for name in sorted(conv_templates)]
+    if not demo.template:
+        templates.insert(0, ("by the model's name", ""))
     with gr.Accordion("Answer", open=False):
         return [
-            gr.Dropdown(label="Conversation template", choices=sorted(conv_templates), value=demo.template),
+            gr.Dropdown(label="Conversation template", choices=templates, value=demo.template),
             gr.Slider(0, 1, value=0.2, step=0.1, label="Temperature", info="0 takes the likeliest token"),
             gr.Slider(0.05, 1, value=0.7, step=0.05, label="Top-p"),
             gr.Slider(1, MOST_TOKENS, value=512, step=1, label="Longest answer, in tokens"),
@@ -194,13 +248,23 @@ def _settings(reduction: str, template: str, temperature: float, top_p: float, l
     return Settings(reduction.strip(), template, generation)
 
 
+def _model_settings(model: str | None, *values: Any) -> Settings:
+    """Return settings from the values of a page of several models; the errors are those of `_settings`."""
+    return replace(_settings("", *values), model=model or "")
+
+
 def _facts(name: str) -> gr.Markdown:
     return gr.Markdown(elem_id=name)
 
 
-def _kept(name: str) -> gr.Image:
+def _kept(name: str, *, visible: bool = True) -> gr.Image:
     return gr.Image(
-        label="What the model saw", type="pil", interactive=False, buttons=["fullscreen"], elem_id=name
+        label="What the model saw",
+        type="pil",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_id=name,
+        visible=visible,
     )
 
 
@@ -216,8 +280,8 @@ def _add_examples(examples: Sequence[Example], image: gr.Image, question: gr.Tex
         gr.Examples(rows, [image, question], label="Examples", cache_examples=False, api_visibility="private")
 
 
-def _voting(demo: Demo, kind: str) -> Any:
-    def vote(request: gr.Request, state: Session | None) -> None:
+def _voting(demo: Demo | WorkerDemo, kind: str) -> Any:
+    def vote(request: gr.Request, state: Any) -> None:
         if demo.vote(kind, state, _address(request)):
             gr.Info("Thank you.")
         else:

@@ -28,11 +28,13 @@ class Settings:
         token_reduction: As ``mm_vision_token_reduce_func`` has it; empty for the model's.
         template: Name of a conversation template; empty for the model's.
         generation: How the answer is written.
+        model: Which model answers, where there are several.
     """
 
     token_reduction: str = ""
     template: str = ""
     generation: Generation = field(default_factory=Generation)
+    model: str = ""
 
 
 @dataclass(slots=True)

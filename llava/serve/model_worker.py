@@ -36,7 +36,14 @@ from llava.serve.protocol import (
     read_body,
 )
 from llava.serve.register_worker import post_json
-from llava.serve.web import check_installed, create_plain_app, create_server, listen, stream_chunks
+from llava.serve.web import (
+    check_installed,
+    create_plain_app,
+    create_server,
+    listen,
+    stream_chunks,
+    warn_if_open,
+)
 from llava.utils import exit_on_user_error, setup_logging
 
 if TYPE_CHECKING:
@@ -308,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     if options.multi_modal:
         logger.warning("--multi-modal changes nothing: what a model is comes from its files")
+    warn_if_open(options.host)
     # Before the model is loaded, which takes the time.
     with listen(options.host, options.port) as listening:
         address = options.worker_address or f"http://localhost:{listening.getsockname()[1]}"

@@ -1,5 +1,6 @@
 """What LLaVA's controller and workers share as servers: a socket, an app, a stream of chunks, a clean end."""
 
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -7,12 +8,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import UserError
-from llava.serve.protocol import Chunk, ErrorCode, RefusalError
+from llava.serve.protocol import Chunk, ErrorCode, RefusalError, is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI, Request
     from starlette.responses import StreamingResponse
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 10  # that running answers have when a server ends
 SLOWEST_CLIENT_S = 30.0  # for a chunk; one that reads less keeps others waiting
@@ -90,6 +93,17 @@ def create_server(app: "FastAPI") -> "uvicorn.Server":
     )
     app.state.is_stopping = lambda: server.should_exit
     return server
+
+
+def warn_if_open(host: str, advice: str = "LLaVA's protocol has no key for clients") -> None:
+    """Warn of a server that machines other than this one reach, and that lets anybody ask.
+
+    Args:
+        host: Where it listens.
+        advice: Ends the warning.
+    """
+    if not is_loopback(host):
+        logger.warning("other machines reach the server at %s, and anybody there may ask: %s", host, advice)
 
 
 def listen(host: str, port: int) -> socket.socket:

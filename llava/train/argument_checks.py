@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from llava.errors import UserError
 if TYPE_CHECKING:
     from llava.train.arguments import ModelArguments, TrainingArguments
 
-logger = logging.getLogger(__name__)
 
 BITS = (4, 8, 16)
 QUANT_TYPES = ("fp4", "nf4")
@@ -29,7 +28,9 @@ LEAST = {
     "dataloader_num_workers": 0,
     "seed": 0,
     "lora_r": 1,
+    "skip_nonfinite": 0,
 }
+RATES = ("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "adam_epsilon")
 # What transformers' arguments offer and training here does not, with what to do instead.
 REFUSED = {
     "fsdp": "use --deepspeed scripts/zero3.json",
@@ -60,8 +61,8 @@ def check_run(training_args: TrainingArguments) -> None:
         if is_wrong:
             raise UserError(sentence)
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
-    if training_args.resume_from_checkpoint:
-        logger.info("--resume_from_checkpoint is not read: a run resumes from the last one in --output_dir")
+    if training_args.overwrite_output_dir and training_args.resume_from_checkpoint:
+        raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")
 
 
 def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:
@@ -70,6 +71,14 @@ def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:
     yield steps == 0, "--max_steps is 0; accepted: 1 or more, or -1 to count --num_train_epochs"
     yield not training_args.output_dir, "--output_dir is ''; accepted: a folder"
     yield not 0 <= (share or 0) <= 1, f"--warmup_ratio is {share}; accepted: 0 to 1"
+    epochs = training_args.num_train_epochs
+    yield (
+        steps < 0 and not 0 < epochs < math.inf,
+        f"--num_train_epochs is {epochs:g}; accepted: a number above 0, or --max_steps",
+    )
+    for name in RATES:
+        rate = getattr(training_args, name)
+        yield rate is not None and not 0 <= rate < math.inf, f"--{name} is {rate}; accepted: 0 or more"
 
 
 def check_adapter(model_args: ModelArguments, training_args: TrainingArguments) -> None:

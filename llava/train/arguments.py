@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 TEXT_SOURCES = ("questions", "conversation")
 ASPECT_RATIOS = ("square", "pad")
+LOSS_AVERAGES = ("micro_batch", "token")
 ON_BAD_IMAGE = ("error", "skip")
 
 
@@ -103,12 +104,23 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = _arg("", "Accepted and not read.")
     lora_bias: str = _arg("none", "Biases trained beside the adapter.")
     mm_projector_lr: float | None = _arg(None, "Learning rate of the projector where it differs.")
+    loss_average: str = _arg(
+        "micro_batch",
+        "Loss of an update: micro_batch, the mean over micro-batches of each one's mean, as published; or "
+        "token, the mean over all supervised tokens of the update.",
+    )
     group_by_modality_length: bool = _arg(False, "Batches of one modality and of similar length.")
     disable_tqdm: bool | None = _arg(True, "Progress as log lines instead of a bar.")
     evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
     warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
 
-    overwrite_output_dir: bool = _arg(False, "Accepted and not read: a run resumes from its last checkpoint.")
+    overwrite_output_dir: bool = _arg(
+        False, "Remove checkpoints and results in the output folder and begin anew, instead of resuming."
+    )
+    resume_anyway: bool = _arg(False, "Resume from a checkpoint of a run with other settings or data.")
+    skip_nonfinite: int = _arg(
+        0, "So many micro-batches may be left out because their loss is not finite; one more ends the run."
+    )
     save_safetensors: bool = _arg(True, "Accepted and not read: full models are saved as safetensors.")
     group_by_length: bool = _arg(False, "Old name of --train_sampling_strategy group_by_length.")
     # Filled in by the program; no flag: that of `ModelArguments`.
@@ -229,6 +241,7 @@ def parse_arguments(
     check_choice("--mm_text_source", model_args.mm_text_source, TEXT_SOURCES)
     check_choice("--on_bad_image", data_args.on_bad_image, ON_BAD_IMAGE)
     check_choice("--mm_patch_merge_type", model_args.mm_patch_merge_type, PATCH_MERGE_TYPES)
+    check_choice("--loss_average", training_args.loss_average, LOSS_AVERAGES)
     check_run(training_args)
     check_adapter(model_args, training_args)
     check_reporters(training_args)

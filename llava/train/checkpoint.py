@@ -22,6 +22,7 @@ from llava.model.checkpoint_files import (
     read_tensors,
 )
 from llava.model.loading import QUANTIZATION_KEYS
+from llava.train.fingerprint import write_fingerprint
 
 LORA = "lora_"
 
@@ -39,6 +40,68 @@ def check_output_folder(folder: str | Path) -> None:
         raise UserError(f"the output folder {str(folder)!r} cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"the output folder {str(folder)!r} cannot be written")
+
+
+# Files of a result, by what it is.
+RESULT_FILES = {
+    CheckpointKind.FULL: ("model*.safetensors", "pytorch_model*.bin", "*.index.json"),
+    CheckpointKind.LORA: ("adapter_config.json", "adapter_model.*", NON_LORA_FILE),
+    CheckpointKind.PROJECTOR: (PROJECTOR_FILE,),
+}
+
+
+def check_kind(folder: str | Path, kind: CheckpointKind) -> None:
+    """Make sure that an output folder holds no result of another kind, which would be loaded in its place.
+
+    Args:
+        folder: The output folder.
+        kind: What the run saves.
+
+    Raises:
+        UserError: If it does.
+    """
+    for other, patterns in RESULT_FILES.items():
+        found = [path.name for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+        if other is not kind and found:
+            raise UserError(
+                f"{str(folder)!r} holds {found[0]}, of {other.value}, and this run trains {kind.value}: "
+                "choose another --output_dir, or --overwrite_output_dir True to remove it"
+            )
+
+
+def clear_output(folder: str | Path) -> None:
+    """Remove what earlier runs left in an output folder: checkpoints and results, and nothing else."""
+    patterns = ("checkpoint-*", *(pattern for patterns in RESULT_FILES.values() for pattern in patterns))
+    for path in {path for pattern in patterns for path in Path(folder).glob(pattern)}:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    remove_unfinished(folder)
+
+
+def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
+    """Return the checkpoint that a run resumes from, or ``None``.
+
+    Args:
+        folder: The output folder, whose newest whole checkpoint is taken.
+        named: Of ``--resume_from_checkpoint``: a checkpoint, or only that it is to resume (``True``).
+
+    Raises:
+        UserError: If the checkpoint that was named is not whole, or none is there though it is to resume.
+    """
+    wanted = (named or "").lower()
+    if named and wanted not in ("true", "false"):
+        path = Path(named).expanduser()
+        if not (path / TRAINER_STATE_NAME).is_file():
+            raise UserError(
+                f"--resume_from_checkpoint is {named!r}, which is no whole checkpoint-<step> folder"
+            )
+        return path
+    found = last_checkpoint(folder)
+    if wanted == "true" and found is None:
+        raise UserError(f"--resume_from_checkpoint is True, and {str(folder)!r} holds no whole checkpoint")
+    return found
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -96,10 +159,16 @@ def remove_unfinished(folder: str | Path) -> None:
     shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
 
 
-def finish_checkpoint(folder: str | Path) -> None:
-    """Give a checkpoint that is written its name in the output folder, at one stroke."""
+def finish_checkpoint(folder: str | Path, fingerprint: dict[str, Any]) -> None:
+    """Give a checkpoint that is written its name in the output folder, at one stroke.
+
+    Args:
+        folder: The output folder.
+        fingerprint: Of the run, which goes into the checkpoint.
+    """
     unfinished = unfinished_folder(folder)
     for checkpoint in unfinished.glob("checkpoint-*"):
+        write_fingerprint(checkpoint, fingerprint)
         target = Path(folder) / checkpoint.name
         # Of the same step: something that could not be resumed from, or this would not be that step.
         shutil.rmtree(target, ignore_errors=True)
@@ -166,14 +235,33 @@ def save_final(trainer: Any) -> None:
     """
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
-    trainer.model.config.use_cache = True
+    used_cache, trainer.model.config.use_cache = trainer.model.config.use_cache, True
     learned_whole = trainer.args.saves is CheckpointKind.FULL and not trainer.is_deepspeed_enabled
     if learned_whole and trainer.args.compute_dtype != torch.float32:
-        # The float32 weights were for the optimizer's small steps; what computes in 16 bits is stored so.
-        trainer.model.to(trainer.args.compute_dtype)
-    trainer.save_model(str(folder))
+        _save_rounded(trainer, folder)
+    else:
+        trainer.save_model(str(folder))
+    trainer.model.config.use_cache = used_cache
     projector = folder / PROJECTOR_FILE
     if trainer.args.should_save and folder.name.startswith("checkpoint-") and projector.is_file():
         target = folder.parent / "mm_projector" / f"{folder.name}.bin"
         target.parent.mkdir(exist_ok=True)
         projector.replace(target)
+
+
+def _save_rounded(trainer: Any, folder: Path) -> None:
+    """Write the model in the dtype that it computes in: float32 was for the optimizer's small steps.
+
+    The model keeps its weights, of which a checkpoint may still be written.
+    """
+    if not trainer.args.should_save:
+        return
+    dtype = trainer.args.compute_dtype
+    weights = trainer.model.state_dict()
+    trainer._save(
+        str(folder),
+        {name: one.to("cpu", dtype) if one.is_floating_point() else one for name, one in weights.items()},
+    )
+    config = deepcopy(trainer.model.config)
+    config.dtype = dtype  # in place of that of the model
+    config.save_pretrained(folder)

@@ -39,10 +39,12 @@ class DataCollatorForSupervisedDataset:
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, L); for a multimodal model also ``images``,
             stacked (I, 3, height, width) if their shapes agree, and ``texts``, one entry per image. If
-            ``counts_skipped``, also ``skipped``, a number.
+            ``counts_skipped``, also ``skipped``, a number. Samples that have a name are named in ``records``.
         """
         kept = [instance for instance in instances if "skipped" not in instance]
         batch = self._join(kept or [self._nothing()])
+        if names := [instance["record"] for instance in kept if "record" in instance]:
+            batch["records"] = names
         if self.counts_skipped:
             batch["skipped"] = len(instances) - len(kept)
         return batch

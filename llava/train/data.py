@@ -27,7 +27,8 @@ IMAGE_WORDS = 128
 """What an image counts in `LazySupervisedDataset.lengths`, in words."""
 
 Sample = dict[str, Any]
-"""``input_ids`` and ``labels`` (L,); with an image also ``image`` (3, height, width) and ``text``, for CLIP.
+"""``input_ids`` and ``labels`` (L,), and ``record``, its name; with an image also ``text``, for CLIP, and
+``image`` (3, height, width).
 
 Or ``skipped`` alone: the sentence that says why the record is left out.
 """
@@ -123,6 +124,7 @@ class LazySupervisedDataset(Dataset):
         record = self.list_data_dict[index]
         with naming(record, index):
             sample = encode_record(record, self.tokenizer, self.data_args, self.template, self.text_source)
+            sample["record"] = str(record.get("id", index))
             if "text" not in sample:
                 return sample
             path = image_path(record, self.data_args.image_folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,24 +15,31 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import has_length, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, has_length, rotate_checkpoints
 
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.errors import UserError
 from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
 from llava.model.saving import full_state_dict
 from llava.model.sharding import copy_gathered
+from llava.model.splice import count_supervised
 from llava.train.checkpoint import (
     finish_checkpoint,
     load_parts,
     remove_unfinished,
+    save_final,
     save_lora,
     save_projector,
     unfinished_folder,
 )
+from llava.train.disk_space import check_space, lacks_space, sizes_of
 from llava.train.meter import TrainingMeter
+from llava.utils import on_first_process
 
 logger = logging.getLogger(__name__)
 
 PROJECTOR = "mm_projector"
+RECORDS_SHOWN = 8
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
@@ -148,12 +156,45 @@ class LogLines(TrainerCallback):
         logger.info("step %d/%d  %s  (%.0f s left)", state.global_step, state.max_steps, values, left)
 
 
-class LLaVATrainer(Trainer):
-    """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'."""
+class SayWhereItBegins(TrainerCallback):
+    """Says that a run resumes, from where, and how much is left."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say it; nothing where a run begins."""
+        done, steps = state.global_step, state.max_steps
+        if not (done and state.is_world_process_zero):
+            return
+        if done < steps:
+            logger.info("resuming behind step %d of %d: %d are left", done, steps, steps - done)
+        else:
+            logger.warning(
+                "all %d steps of this run are done: nothing is left to train. Another run needs another "
+                "--output_dir, or --overwrite_output_dir True",
+                steps,
+            )
+
+
+class LLaVATrainer(Trainer):
+    """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'.
+
+    Args:
+        *args: Of transformers' Trainer.
+        fingerprint: Of the run, for its checkpoints.
+        **kwargs: As ``args``.
+    """
+
+    def __init__(self, *args: Any, fingerprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._grouped_sampler: LengthGroupedSampler | None = None
+        self._fingerprint = fingerprint or {}
+        self._result_is_written = False
+        self._left_out = 0  # micro-batches whose loss was not finite
+        self._loss_of_epoch: Tensor | None = None
         super().__init__(*args, **kwargs)
+        self.args.logging_nan_inf_filter = False  # a loss that is not finite ends the run, or counts nothing
+        self.add_callback(SayWhereItBegins())
+        if self.args.loss_average == "micro_batch":
+            # Then the loss of a micro-batch is its own mean, divided by the number of micro-batches.
+            self.model_accepts_loss_kwargs = False
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
             self.add_callback(LogLines())
@@ -185,7 +226,24 @@ class LLaVATrainer(Trainer):
             return
         if self._grouped_sampler is not None:
             self._grouped_sampler.set_epoch(epoch)
+        self._loss_of_epoch = None
         super()._run_epoch(epoch=epoch, **kwargs)
+        self._check_epoch(epoch)
+
+    def _check_epoch(self, epoch: int) -> None:
+        """Refuse to go on where an epoch has taught nothing.
+
+        Raises:
+            UserError: If no loss of it was above 0, in any process.
+        """
+        if self._loss_of_epoch is None:  # its steps were done before
+            return
+        if not self.accelerator.gather(self._loss_of_epoch.reshape(1)).any():
+            raise UserError(
+                f"epoch {epoch + 1} has taught nothing: no token of its records was supervised. Either "
+                "--model_max_length cuts all answers off, or no image could be read; "
+                "python -m llava.data.check_data says which"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
@@ -204,13 +262,97 @@ class LLaVATrainer(Trainer):
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the micro-batches of an update and, for a mean over tokens, how many are supervised.
+
+        Visual tokens can push labels beyond the longest sample; those that are lost do not count.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(count, Tensor):
+            count = count - self._count_lost(batches, device)
+        return batches, count
+
+    def _count_lost(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+        """Count the supervised labels of an update that are cut off, over all processes."""
+        risk = torch.tensor([any(map(self._may_be_cut, batches))], device=device)
+        # All processes look or none does, since weights may be split over them.
+        if not self.accelerator.gather(risk).any():
+            return torch.zeros((), dtype=torch.long, device=device)
+        lost = torch.zeros(1, dtype=torch.long, device=device)
+        with torch.no_grad(), self.meter.paused():
+            for batch in map(self._prepare_inputs, batches):
+                inputs = [batch[name] for name in ("attention_mask", "labels", "images", "texts")]
+                mask, labels, images, texts = inputs
+                spliced = self._llava.prepare_inputs_labels_for_multimodal(
+                    batch["input_ids"], None, mask, None, labels, images, texts=texts
+                )[-1]
+                lost += count_supervised(labels) - count_supervised(spliced)
+        return self.accelerator.gather(lost).sum() if self.args.average_tokens_across_devices else lost.sum()
+
+    def _may_be_cut(self, batch: dict[str, Any]) -> bool:
+        """Tell whether visual tokens, were they as many as can be, make a sample too long."""
+        limit = getattr(self._llava.config, "tokenizer_model_max_length", None)
+        tower = self._llava.get_vision_tower()
+        if limit is None or tower is None or "images" not in batch:
+            return False
+        images = (batch["input_ids"] == IMAGE_TOKEN_INDEX).sum(dim=1)
+        longest = batch["attention_mask"].sum(dim=1) + images * (tower.num_patches + 1)
+        return bool((longest > limit).any())
+
+    @property
+    def _llava(self) -> Any:
+        """The LLaVA model, without what wraps it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; a step in which nothing is supervised (all answers cut off) counts 0, not 0/0."""
+        """Compute the loss; a step in which nothing is supervised (all answers cut off) counts 0, not 0/0.
+
+        Raises:
+            UserError: If it is not finite, more often than ``skip_nonfinite`` allows.
+        """
+        records = inputs.pop("records", ())
         count = kwargs.get("num_items_in_batch")
         if count is not None:
             kwargs["num_items_in_batch"] = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
         compute = super().compute_loss
-        return self.meter.read(inputs, lambda: compute(model, inputs, *args, **kwargs))
+        loss = self.meter.read(inputs, lambda: compute(model, inputs, *args, **kwargs))
+        if not torch.isfinite(loss):
+            loss = self._without(loss, records)
+        so_far = loss.detach().abs()
+        self._loss_of_epoch = so_far if self._loss_of_epoch is None else self._loss_of_epoch + so_far
+        return loss
+
+    def _without(self, loss: Tensor, records: Sequence[str]) -> Tensor:
+        """Return a loss that teaches nothing instead of one that is not finite, if that is allowed.
+
+        Raises:
+            UserError: If it is not.
+        """
+        step, allowed = self.state.global_step + 1, self.args.skip_nonfinite
+        sentence = f"step {step}: the loss is {loss.item()} for {_name_records(records)}"
+        if self._left_out == allowed:
+            before = f" after {allowed} others that were left out" if allowed else ""
+            raise UserError(
+                f"{sentence}{before}. Nothing of it was learned or saved. A lower --learning_rate may help, "
+                "or --bf16 True instead of --fp16, or --skip_nonfinite N, which leaves out N micro-batches"
+            )
+        self._left_out += 1
+        logger.warning("%s; left out, %d of at most %d", sentence, self._left_out, allowed)
+        # Gradients of 0 for all that learns, so that the other processes are not waited for in vain.
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return sum((parameter.flatten()[:1].sum() * 0 for parameter in learning), loss.new_zeros(()))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Arithmetic of float16 lets gradients overflow now and then, and leaves out such steps by itself.
+        if not self.args.fp16 and norm is not None and not math.isfinite(norm):
+            raise UserError(
+                f"step {self.state.global_step + 1}: the gradient is {float(norm)}, though the loss is "
+                "finite. Nothing of it was saved; a lower --learning_rate may help"
+            )
+        return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, and beside the loss, and at the end, what was read since the last time."""
@@ -226,17 +368,68 @@ class LLaVATrainer(Trainer):
         """Write a checkpoint apart from the others; it gets its name when all processes have written.
 
         Whatever kills a run, a folder of the name ``checkpoint-*`` is whole, and an older one is removed only
-        after that.
+        after that. At the end of a run its result is written first. A checkpoint that cannot be written does
+        not end the run.
         """
-        if self.args.should_save:
-            remove_unfinished(self.args.output_dir)
+        if self.state.global_step >= self.state.max_steps:
+            self.save_result()
+        name = f"checkpoint-{self.state.global_step}"
+        if not self._has_space(name):
+            return
+        folder, saves = self.args.output_dir, self.args.should_save
+        if saves:
+            remove_unfinished(folder)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        failure = self._try_to_save(model, trial)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            finish_checkpoint(self.args.output_dir)
-            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)
+        if saves and failure is None:
+            finish_checkpoint(folder, self._fingerprint)
+            rotate_checkpoints(str(folder), self.args.save_total_limit)
+        elif saves:
+            remove_unfinished(folder)
+            logger.warning("%s is not written, and the run goes on: %s", name, failure)
         self.accelerator.wait_for_everyone()
+
+    def _has_space(self, name: str) -> bool:
+        """Tell in all processes whether there is space for a checkpoint, and say so if there is none."""
+        sizes, is_written = sizes_of(self), self._result_is_written
+        why = on_first_process(lambda: lacks_space(self.args.output_dir, sizes, result_is_written=is_written))
+        if why and self.args.should_save:
+            logger.warning("%s is not written: %s", name, why)
+        return why is None
+
+    def _try_to_save(self, model: nn.Module, trial: Any) -> str | None:
+        """Write the files of a checkpoint; return why that failed, if it did.
+
+        Raises:
+            UserError: If it fails under DeepSpeed, whose processes wait for each other.
+        """
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # the latter is what torch raises for a disk that is full
+            # Without what follows it, such as a trace of C++.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if self.is_deepspeed_enabled:
+                raise UserError(f"a checkpoint cannot be written: {reason}") from error
+            return reason
+        return None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after making sure that there is space for what comes of it.
+
+        Raises:
+            UserError: If there is none for the result.
+        """
+        folder, sizes = self.args.output_dir, sizes_of(self)
+        saves = self.args.save_strategy != SaveStrategy.NO
+        on_first_process(lambda: check_space(folder, sizes, with_checkpoints=saves))
+        return super().train(*args, **kwargs)
+
+    def save_result(self) -> None:
+        """Write the result of the run into its output folder, once."""
+        if not self._result_is_written:
+            save_final(self)
+            self._result_is_written = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what the run trains: the full model, or the projector or adapter alone.
@@ -294,3 +487,10 @@ class LLaVATrainer(Trainer):
         # A CLIP that the base trained is in checkpoints, but is no part of the model while it trains.
         load_result.unexpected_keys[:] = [name for name in load_result.unexpected_keys if TOWER not in name]
         super()._issue_warnings_after_load(load_result)
+
+
+def _name_records(records: Sequence[str]) -> str:
+    """Return what error messages call the records of a micro-batch."""
+    shown = ", ".join(records[:RECORDS_SHOWN])
+    more = f" and {len(records) - RECORDS_SHOWN} more" if len(records) > RECORDS_SHOWN else ""
+    return f"the records {shown}{more}" if records else "a micro-batch"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,11 +49,16 @@ class TrainingMeter:
         ids: Tensor = batch["input_ids"]
         shows_images = bool((ids == IMAGE_TOKEN_INDEX).any())
         self.text_tokens += int(batch["attention_mask"].sum() - (ids == IMAGE_TOKEN_INDEX).sum())
+        # The blank image of a batch of text is read by nobody.
+        with nullcontext() if shows_images else self.paused():
+            return run()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing while the block runs, whose images are shown to nobody or are counted elsewhere."""
         before = len(self.visual_tokens)
-        result = run()
-        if not shows_images:  # the blank image of a batch of text is read by nobody
-            del self.visual_tokens[before:]
-        return result
+        yield
+        del self.visual_tokens[before:]
 
     def summarize(self, gather: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
         """Sum up over all processes what was read since the last time, and start over.

@@ -7,9 +7,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -25,13 +26,20 @@ from llava.train.arguments import (
     given_options,
     parse_arguments,
 )
-from llava.train.checkpoint import check_output_folder, check_resumable, last_checkpoint, save_final
+from llava.train.checkpoint import (
+    check_kind,
+    check_output_folder,
+    check_resumable,
+    clear_output,
+    find_checkpoint,
+)
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
+from llava.train.fingerprint import check_same_run, fingerprint_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
-from llava.utils import exit_on_user_error, process_rank, setup_logging
+from llava.utils import exit_on_user_error, on_first_process, process_rank, setup_logging
 
 REPORT_DELAY_S = 10.0
 
@@ -61,11 +69,25 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
     """
     model_args, data_args, training_args = parse_arguments(argv)
-    check_output_folder(training_args.output_dir)
-    with (
-        lock_folder(training_args.output_dir, "--output_dir") if training_args.should_save else nullcontext()
-    ):
+    with alone(training_args.output_dir):
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
+
+
+@contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Keep other launches out of an output folder, which is made; no process goes on before the first has it.
+
+    Raises:
+        UserError: In every process, if another launch has it, or it cannot be written.
+    """
+    with ExitStack() as held:
+
+        def claim() -> None:
+            check_output_folder(folder)
+            held.enter_context(lock_folder(folder, "--output_dir"))
+
+        on_first_process(claim)
+        yield
 
 
 def _train(
@@ -76,21 +98,38 @@ def _train(
     attn_implementation: str | None,
 ) -> None:
     """Train in an output folder that is this run's alone."""
-    checkpoint = last_checkpoint(training_args.output_dir)
-    if checkpoint is not None:
-        under_deepspeed = bool(training_args.deepspeed)
-        check_resumable(checkpoint, training_args.saves, training_args.world_size, under_deepspeed)
     template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args, given)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
+    fingerprint = on_first_process(lambda: fingerprint_of(model_args, data_args, training_args))
+    checkpoint = on_first_process(lambda: choose_checkpoint(training_args, fingerprint))
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)
     data = make_supervised_data_module(
         tokenizer, data_args, template=template, text_source=model_args.mm_text_source, records=records
     )
-    trainer = LLaVATrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+    trainer = LLaVATrainer(
+        model=model, args=training_args, processing_class=tokenizer, fingerprint=fingerprint, **data
+    )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    save_final(trainer)
+    trainer.save_result()
+
+
+def choose_checkpoint(training_args: TrainingArguments, fingerprint: dict[str, Any]) -> Path | None:
+    """Return the checkpoint to resume from, or ``None`` to begin anew; then the output folder is cleared.
+
+    Raises:
+        UserError: If the checkpoint is of another run, or the output folder holds a result of another kind.
+    """
+    folder, kind = training_args.output_dir, training_args.saves
+    if training_args.overwrite_output_dir:
+        clear_output(folder)
+    checkpoint = find_checkpoint(folder, training_args.resume_from_checkpoint)
+    if checkpoint is not None:
+        check_resumable(checkpoint, kind, training_args.world_size, bool(training_args.deepspeed))
+        check_same_run(checkpoint, fingerprint, anyway=training_args.resume_anyway)
+    check_kind(folder, kind)
+    return checkpoint
 
 
 def read_data(data_args: DataArguments, has_tower: bool) -> list[Record]:

@@ -13,26 +13,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from llava.assistant import Assistant
-from llava.bench.random_llava import LANGUAGE_MODELS, add_random_vision_tower, random_language_model
-from llava.conversation import find_template
+from llava.bench.random_llava import LANGUAGE_MODELS, random_assistant
 from llava.engine.base import Generation
 from llava.errors import UserError
 from llava.eval.benchmark import SHORT_ANSWER, Question
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions, request_for
 from llava.messages import Failure
-from llava.model.loading import LoadedModel
 from llava.options import CommandParser, positive
-from llava.tokenizer import load_tokenizer
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, write_numbers
 from playground.shapes.questions import ask_several
 from playground.shapes.world import HELD_OUT, Scene, stream
 
-SHIPPED = Path(__file__).parent / "checkpoints" / "llava-shapes"
 QUESTIONS_PER_IMAGE = 6
 FIRST_SEED = 6_000_000
 
@@ -52,20 +46,6 @@ class Throughput:
     loop: float
     runner: float
     ratio: tuple[float, float, float]
-
-
-def random_assistant(size: str, reduction: str, seed: int = 0) -> Assistant:
-    """Make a model with random weights at LLaVA-1.5's proportions, which reads with the toy's tokenizer."""
-    torch.manual_seed(seed)
-    model = random_language_model(LANGUAGE_MODELS[size], torch.device("cpu"), torch.float32)
-    add_random_vision_tower(model)
-    model.set_token_reduction(reduction)
-    model.tokenizer = load_tokenizer(SHIPPED)
-    model.lm_head.weight.data[len(model.tokenizer) :] = 0  # never says what the tokenizer cannot spell
-    tower = model.get_vision_tower()
-    assert tower is not None
-    loaded = LoadedModel(model.tokenizer, model.eval(), tower.image_processor, 2048)
-    return Assistant(loaded, find_template("vicuna_v1"))
 
 
 def write_questions(folder: Path, images: int) -> list[Question]:
@@ -137,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
     options = parser.parse_args(argv)
     if options.random:
-        assistant = random_assistant(options.random, options.token_reduction)
+        sizes = LANGUAGE_MODELS[options.random]
+        assistant = random_assistant(sizes, reduction=options.token_reduction)
     else:
         assistant = Assistant.load(token_reduction=options.token_reduction, device="cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_the_check_says_what_is_in_place_and_what_is_missing(miniatures, tmp_pat
     assert re.findall(r"^(\w+) +in place$", capsys.readouterr().out, re.MULTILINE) == NAMES
     (tmp_path / "pope" / "coco").mkdir(parents=True)
     assert main(["check", "--data", str(tmp_path)]) == 0
-    assert f"missing in {tmp_path / 'pope'}: llava_pope_test.jsonl, val2014" in capsys.readouterr().out
+    assert f"missing in {tmp_path / 'pope'}: llava_pope_test.jsonl, coco, val2014" in capsys.readouterr().out
 
 
 def flags(miniatures, tmp_path, run_id):
@@ -67,6 +68,8 @@ def test_several_benchmarks_share_a_model_and_one_that_fails_does_not_end_the_ot
         (data / name).symlink_to(miniatures / name)
     (data / "pope" / "coco").mkdir(parents=True)
     (data / "pope" / "val2014").mkdir()
+    (data / "pope" / "val2014" / "1.jpg").write_text("")
+    (data / "pope" / "coco" / "other.json").write_text("")
     (data / "pope" / "llava_pope_test.jsonl").write_text("{}\n")
     argv = ["all", *flags(data, tmp_path, "several"), "--limit", "2", "--only", "pope", "gqa", "vqav2", "mme"]
     assert main(argv) == 1
@@ -74,6 +77,25 @@ def test_several_benchmarks_share_a_model_and_one_that_fails_does_not_end_the_ot
     assert [line.split(" ")[0] for line in printed.splitlines()] == ["GQA", "VQAv2"]
     assert "pope: there are no label files" in caplog.text
     assert "mme          missing in" in caplog.text
+
+
+def test_a_run_whose_images_are_all_missing_ends_with_an_error_code(miniatures, tmp_path, capsys):
+    shutil.copytree(miniatures / "pope", tmp_path / "pope")
+    for image in (tmp_path / "pope" / "val2014").iterdir():
+        image.unlink()
+    argv = ["pope", *flags(tmp_path, tmp_path, "images"), "--limit", "2"]
+    assert main(argv) == 2
+    assert "pope lacks val2014" in capsys.readouterr().err  # an empty folder is as good as none
+    (tmp_path / "pope" / "val2014" / "other.jpg").write_text("")
+    assert main(argv) == 1
+    assert "no score; 2 questions; 2 failed, the first: " in capsys.readouterr().out
+
+
+def test_a_split_needs_the_images_of_its_own(miniatures, tmp_path, capsys):
+    shutil.copytree(miniatures / "vqav2", tmp_path / "vqav2")
+    assert main(["vqav2", *flags(tmp_path, tmp_path, "split"), "--split", "val2014"]) == 2
+    assert "vqav2 lacks llava_vqav2_mscoco_val2014.jsonl or v2_" in (err := capsys.readouterr().err)
+    assert "json, val2014;" in err
 
 
 def test_all_are_twelve(miniatures, tmp_path, capsys):
@@ -99,6 +121,8 @@ def test_all_are_twelve(miniatures, tmp_path, capsys):
             ["pope", "--data", "/nowhere"],
             "pope is not in place: /nowhere/pope lacks llava_pope_test",
         ),
+        (["pope", "--id", "a/b"], "--id is 'a/b'; accepted: a name for files, of at most 128"),
+        (["pope", "--id", ".."], "--id is '..'; accepted: a name"),
         (["pope", "--split", "val"], "pope has no split 'val'"),
         (["pope", "--limit", "0"], "'0' is not a valid number; accepted: 1 or more"),
         (["pope", "--temperature", "-1"], "temperature is -1.0; accepted: 0"),

@@ -10,6 +10,7 @@ from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Mark
 from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.llava_bench import LLAVA_BENCH
+from llava.eval.benchmarks.mmbench import MMBENCH
 from llava.eval.benchmarks.mmvet import MMVET
 from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.vqav2 import VQAV2
@@ -65,6 +66,31 @@ def test_a_limited_run_exports_nothing_and_says_how_many_there_are(shapes, choic
     assert len(result["marks"]) == 3
 
 
+def test_a_limit_beyond_the_questions_is_a_whole_run(shapes, choices):
+    result = evaluate(VQAV2, shapes, replace(choices, limit=24), ALONE)
+    assert result["export"] is not None
+    assert (choices.results_file.parent / "llava-v1.5" / "vqav2.json").exists()
+    assert choices.results_file.exists()
+
+
+def test_a_limit_cuts_no_orders_of_options_apart(shapes, choices):
+    questions = MMBENCH.load(choices.data / "mmbench", MMBENCH.splits[0])
+    rounds = [question.extra["round_id"] for question in questions]
+    assert rounds[:3] == [0, 1, 2]
+    result = evaluate(MMBENCH, shapes, replace(choices, limit=2), ALONE)
+    assert result["questions"] == rounds.index(0, 1)
+    assert (choices.results_file.parent / "llava-v1.5" / "mmbench-first-2.json").exists()
+
+
+def test_a_run_all_of_whose_questions_failed_has_no_score(shapes, choices, miniatures):
+    questions = GQA.load(miniatures / "gqa", "testdev_balanced")
+    broken = replace(GQA, load=lambda *_: [replace(q, image=Path("/none.jpg")) for q in questions[:3]])
+    result = evaluate(broken, shapes, choices, ALONE)
+    assert (result["score"], result["failures"]) == (None, 3)
+    assert not choices.results_file.exists()
+    assert summarize(result).startswith("GQA (Acc), miniature: no score; 3 questions; 3 failed, the first: ")
+
+
 def test_failures_count_as_wrong_and_are_shown(shapes, choices, miniatures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -117,6 +143,23 @@ def test_a_judge_scores_what_only_a_judge_can(shapes, choices):
     assert len(result["judge"]["prompt_hash"]) == 64
     assert result["judge"]["failures"] == 0
     assert json.loads(Path(result["export"]).read_text()).keys() == {f"v1_{item.id}" for item in questions}
+
+
+def test_a_run_without_a_judge_keeps_what_a_judge_said_of_the_same_answers(shapes, choices, caplog):
+    with serving(lambda text, before: "1.0") as server:
+        judged = replace(choices, judge=Judge("a-judge", server.url, waits_s=()))
+        evaluate(MMVET, shapes, judged, ALONE)
+        again = evaluate(MMVET, shapes, choices, ALONE)
+        assert again["score"]["value"] == 100
+        assert "mmvet: kept what a-judge said of these answers" in caplog.text
+        other = replace(choices, judge=Judge("b/judge", server.url, waits_s=()))
+        assert evaluate(MMVET, shapes, other, ALONE)["judge"]["judge"] == "b/judge"
+        evaluate(MMVET, shapes, judged, ALONE)
+        assert len(server.requests) == 2 * 24  # each judge was asked once
+    names = {path.name for path in (choices.data / "mm-vet" / "reviews").glob(f"{choices.run_id}*")}
+    assert names == {f"{choices.run_id}-a-judge.jsonl", f"{choices.run_id}-b_judge.jsonl"}
+    changed = replace(choices, generation={"max_new_tokens": 3})
+    assert evaluate(MMVET, shapes, changed, ALONE)["score"] is None  # other answers
 
 
 def test_a_judge_that_refuses_leaves_the_answers_and_says_why(shapes, choices, caplog):

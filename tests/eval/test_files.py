@@ -1,9 +1,19 @@
 """Files of benchmarks: mistakes are named by file, line and key; what is written is whole or not there."""
 
+import errno
+
 import pytest
 
 from llava.errors import MissingFileError, UserError
-from llava.eval.files import move_aside, read_json, read_jsonl, read_objects, write_text, writing
+from llava.eval.files import (
+    move_aside,
+    read_json,
+    read_jsonl,
+    read_objects,
+    require_keys,
+    write_text,
+    writing,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +83,36 @@ def test_what_is_moved_aside_gets_one_number_together(tmp_path):
         second.write_text("")
         move_aside(first, second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1", "a.2", "b.1", "b.2"]
+
+
+@pytest.mark.parametrize(
+    ("item", "keys", "sentence"),
+    [
+        ({"image": ["a"]}, ("image?",), "x: 'image' is ['a']; expected a text"),
+        ({"answers": 5}, ("answers",), "x: 'answers' is 5; expected a list"),
+        ({"answers": ["a", None]}, ("answers",), "x: 'answers' has None as item 1; expected a text"),
+        ({"tuple": [1, float("nan")]}, ("tuple",), "x: 'tuple' has nan as item 1; expected a number"),
+        (
+            {"question_id": True},
+            ("question_id",),
+            "x: 'question_id' is True; expected a text or a whole number",
+        ),
+        ({"image": "a"}, ("image?", "text"), "x lacks 'text'; it has 'image'"),
+    ],
+)
+def test_what_keys_hold_is_checked_and_said(item, keys, sentence):
+    with pytest.raises(UserError) as caught:
+        require_keys(item, keys, "x")
+    assert str(caught.value) == sentence
+
+
+def test_optional_keys_may_be_missing_or_null():
+    for item in ({}, {"image": None}, {"image": "a"}):
+        assert require_keys(item, ("image?",), "x") is item
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="No space left"), writing(tmp_path / "a") as unfinished:
+        unfinished.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []

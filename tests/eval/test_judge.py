@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -247,8 +248,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, caplog):
     assert reviews == again
     assert len(reviews.marks) == 4
     assert sorted(record["question_id"] for record in lines(path)) == [0, 1, 2, 3]
-    assert [file.name for file in tmp_path.iterdir()] == ["r.jsonl"]  # nothing of worth was moved aside
+    assert [file.name for file in tmp_path.glob("r*")] == ["r.jsonl"]  # nothing of worth was moved aside
     assert caplog.text == ""
+
+
+def test_two_runs_at_once_do_not_pay_twice(tmp_path):
+    path = tmp_path / "r.jsonl"
+
+    def run(server):
+        return review(judge(server), TASK, responses(4), path)
+
+    with serving(lambda *_: "1") as server, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, [server, server])
+        assert len(server.requests) == 4
+    assert first.marks == second.marks
 
 
 def test_reviews_of_other_answers_or_another_judge_are_moved_aside(tmp_path, caplog):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmarks.gqa import GQA
-from llava.eval.report import Row, collect, markdown_table, read_results, run_report
+from llava.eval.report import KEYS, Row, collect, markdown_table, read_results, run_report
 from llava.options import CommandParser
 
 
@@ -27,7 +27,7 @@ def result(run_id, benchmark="gqa", points=(1, 1, 0, 1), **changes):
         "failures": 0,
         "cost": {"visual_tokens": 576.0},
         "settings": {"reduction": "none", "questions": "abc"},
-        "marks": [[str(number), value, "", ""] for number, value in enumerate(points)],
+        "marks": [[str(number), int(value), "", ""] for number, value in enumerate(points)],
         **changes,
     }
 
@@ -188,3 +188,40 @@ def test_columns_line_up():
         "| ---- | - |",
         "| long | c |",
     ]
+
+
+def test_what_is_damaged_in_a_folder_is_passed_over_and_what_is_named_is_refused(write, capsys, caplog):
+    folder = write(result("plain"), {**result("broken"), "score": [1]})
+    (folder / "cut.json").write_text('{"benchmark": "gqa", "ti')
+    (folder / "other.json").write_text('{"a": 1}')  # somebody else's
+    report(folder)
+    assert "broken" not in capsys.readouterr().out
+    assert "passed over" in caplog.text and "'score' is [1]; expected an object" in caplog.text
+    assert "cut.json is not JSON" in caplog.text
+    assert "other.json" not in caplog.text
+    for name, sentence in (
+        ("broken-1.json", "'score' is"),
+        ("cut.json", "is not JSON"),
+        ("other.json", "is no result"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            read_results([folder / name])
+
+
+@pytest.mark.parametrize("key", list(KEYS))
+@pytest.mark.parametrize("value", [None, True, 5, "x", [1], [["a"]], {"a": 1}])
+def test_no_value_of_a_result_ends_in_a_traceback(key, value, write):
+    item = {**result("one"), key: value}
+    folder = write(item, result("two"))
+    try:
+        read_results([folder / f"{item['id']}-0.json"])
+    except (UserError, OSError) as error:
+        assert "one-0.json" in str(error) or key == "id"
+        return
+    report(folder)
+
+
+def test_an_id_does_not_end_a_cell(write, capsys):
+    report(write(result("a|b\nc")))
+    header = capsys.readouterr().out.splitlines()[2]
+    assert r"| `a\|b c` " in header

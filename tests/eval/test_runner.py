@@ -186,9 +186,9 @@ def test_what_another_number_of_processes_answered_counts(shapes, plan, question
     assert not (journal.folder / "rank-0.jsonl").exists()
 
 
-def command(miniatures, run_id, *more, launcher=()):
+def command(miniatures, run_id, *more, launcher=("-m", "llava.eval")):
     return [
-        *(sys.executable, *launcher, "-m", "llava.eval", "gqa", "--data", str(miniatures), "--id", run_id),
+        *(sys.executable, *launcher, "gqa", "--data", str(miniatures), "--id", run_id),
         *("--results-file", str(miniatures / "results" / f"{run_id}.txt"), *more),
     ]
 
@@ -214,26 +214,54 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(miniatures):
     assert journal.read_bytes().count(b"\n") == 30  # none twice, none missing
 
 
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --nproc_per_node 2",
+    "accelerate": "accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no",
+}
+
+
 @pytest.mark.slow
-def test_two_processes_answer_as_one(miniatures):
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_two_processes_answer_as_one(name, miniatures):
     subprocess.run(command(miniatures, "one"), check=True, capture_output=True, timeout=300)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    launcher = ("-m", *LAUNCHERS[name].split(), "-m", "llava.eval")
     done = subprocess.run(
-        command(miniatures, "two", launcher=launcher), check=True, capture_output=True, text=True, timeout=300
+        command(miniatures, f"two-{name}", launcher=launcher),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.count("GQA (Acc)") == 1  # the first process alone scores
     answers = miniatures / "gqa" / "answers" / "llava_gqa_testdev_balanced"
-    one, two = ((answers / name / "merge.jsonl").read_text() for name in ("one", "two"))
+    one, two = ((answers / name / "merge.jsonl").read_text() for name in ("one", f"two-{name}"))
     assert [json.loads(line)["text"] for line in one.splitlines()] == [
         json.loads(line)["text"] for line in two.splitlines()
     ]
-    ranks = sorted(path.name for path in (answers / "two" / "merge.jsonl.journal").glob("rank-*"))
+    ranks = sorted(path.name for path in (answers / f"two-{name}" / "merge.jsonl.journal").glob("rank-*"))
     assert ranks == ["rank-0.jsonl", "rank-1.jsonl"]
     results = [
-        json.loads((miniatures / "results" / name / "gqa.json").read_text()) for name in ("one", "two")
+        json.loads((miniatures / "results" / name / "gqa.json").read_text())
+        for name in ("one", f"two-{name}")
     ]
     assert results[0]["score"] == results[1]["score"]
     assert results[1]["run"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_processes_that_are_started_here_end_with_the_sentence_and_no_more(miniatures):
+    done = subprocess.run(
+        command(miniatures, "half", "--split", "dev", launcher=("-m", "llava.eval.launch", "2")),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: gqa has no split 'dev'; accepted: testdev_balanced"] * len(errors) != []
+    assert "Traceback" not in done.stderr and "FAILED" not in done.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """LLaVA's commands that score a file of answers: what they print, write and refuse."""
 
 import json
+import shutil
 
 import pytest
 
@@ -70,6 +71,20 @@ def test_a_question_of_pope_without_an_answer_is_wrong(miniatures, answered, cap
     counts = capsys.readouterr().out.splitlines()[2].split("\t")
     assert sum(map(int, counts)) == 16
     assert counts != ["8", "8", "0", "0"]
+
+
+def test_pope_scores_the_categories_that_have_labels(miniatures, answered, tmp_path, capsys):
+    labels = tmp_path / "coco"
+    labels.mkdir()
+    shutil.copy(miniatures / "pope" / "coco" / "coco_pope_random.json", labels)
+    argv = [*pope_flags(miniatures, answered[0]), "--annotation-dir", str(labels)]
+    assert eval_pope.main(argv) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "Category" in line] == [
+        "Category: random, # samples: 16"
+    ]
+    (labels / "coco_pope_random.json").rename(labels / "coco_pope_rare.json")
+    assert eval_pope.main(argv) == 2
+    assert "has no question of a category with labels in" in capsys.readouterr().err
 
 
 def test_textvqa_prints_samples_and_accuracy(miniatures, answered, tmp_path, capsys):

@@ -58,6 +58,15 @@ def test_vizwiz(vizwiz, tmp_path):
     ]
 
 
+def test_vizwiz_keeps_questions_about_one_image_apart(vizwiz, tmp_path):
+    flags, target = vizwiz
+    write(tmp_path / "llava_test.jsonl", *({"question_id": key, "image": "a.jpg"} for key in (0, 1)))
+    lines = [{"question_id": key, "text": text} for key, text in ((0, "x"), (1, "y"))]
+    answers = write(tmp_path / "run.jsonl", *lines)
+    assert convert_vizwiz_for_submission.main([*flags, "--result-file", answers]) == 0
+    assert [item["answer"] for item in json.loads(target.read_text())] == ["x", "y"]
+
+
 def test_vizwiz_with_gaps_is_refused(vizwiz, tmp_path, capsys):
     flags, target = vizwiz
     answers = write(tmp_path / "run.jsonl", {"question_id": 1, "text": "A can"})

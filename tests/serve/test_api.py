@@ -3,6 +3,7 @@
 import argparse
 import base64
 import contextlib
+import http.server
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from llava import public_web
 from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.engine.transformers_engine import TransformersEngine
@@ -117,7 +119,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def urls():
-    return [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in PATHS]
+    return [data_url_of(path) for path in PATHS]
 
 
 def ask(question, *urls):
@@ -677,3 +679,69 @@ def test_a_signal_ends_the_command_cleanly_and_frees_its_port(number):
     assert "Traceback" not in errors
     assert '"POST /v1/chat/completions HTTP/1.1" 200' in errors
     listen("127.0.0.1", int(found[2])).close()
+
+
+@pytest.fixture
+def picture_site(monkeypatch):
+    """A server of one picture, which counts as public here; ``/slow`` takes as long as the test wants."""
+    go_on = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/slow":
+                go_on.wait(20)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(PATHS[0].read_bytes())
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(public_web, "is_public", lambda address: True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", go_on
+    go_on.set()
+    server.shutdown()
+    server.server_close()
+
+
+def data_url_of(path):
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def about(url):
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTIONS[1]}]
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0}
+
+
+def test_a_url_is_fetched_where_the_server_allows_it(assistant, picture_site):
+    url, _ = picture_site
+    with serving(assistant) as server:
+        refused = server.post(about(f"{url}/a.png"))
+        assert refused.status_code == 400 and "nothing is fetched" in refused.text
+    with serving(assistant, allow_urls=True) as server:
+        fetched, sent = server.post(about(f"{url}/a.png")), server.post(about(data_url_of(PATHS[0])))
+        assert fetched.status_code == sent.status_code == 200
+        assert fetched.json()["choices"] == sent.json()["choices"]
+        wrong = server.post(about("file:///etc/passwd"))
+        assert wrong.status_code == 400 and "or a URL of http or https" in wrong.text
+
+
+def test_an_address_inside_is_not_fetched(assistant):
+    with serving(assistant, allow_urls=True) as server:
+        for url in (server.url, "http://169.254.169.254/latest/meta-data"):
+            refused = server.post(about(url))
+            assert refused.status_code == 400
+            assert "is not a host with a public address" in refused.json()["error"]["message"]
+
+
+def test_a_slow_picture_takes_no_place_of_another_request(assistant, picture_site):
+    url, go_on = picture_site
+    with serving(assistant, allow_urls=True, concurrency=1) as server, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.post, about(f"{url}/slow"))
+        wait_for(lambda: server.completions.running + server.completions.waiting > 0)
+        assert server.post(about(data_url_of(PATHS[0]))).status_code == 200
+        assert not slow.done()
+        go_on.set()
+        assert slow.result().status_code == 200

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def started(port, log):
-    command = [sys.executable, "-m", "llava.serve.demo", "--port", str(port), "--log-dir", str(log)]
+def started(port, *arguments, module="llava.serve.demo"):
+    command = [sys.executable, "-m", module, "--port", str(port), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     give_up = time.monotonic() + 120
     while True:
@@ -43,14 +44,15 @@ def started(port, log):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("log")
-    process = started(port, log)
+    process = started(port, "--log-dir", str(log))
     yield f"http://127.0.0.1:{port}/", log
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=120)
 
 
-@pytest.fixture
-def page(demo):
+@contextmanager
+def opened(url):
+    """Open a page in a browser; `elsewhere` gets the addresses of all that it loads."""
     from playwright.sync_api import sync_playwright
 
     browser = find_browser()
@@ -60,10 +62,16 @@ def page(demo):
         page.set_default_timeout(WAIT_MS)
         page.elsewhere = []
         page.on("request", lambda request: page.elsewhere.append(request.url))
-        page.goto(demo[0])
+        page.goto(url)
         page.wait_for_selector("#question textarea")
         yield page
         chromium.close()
+
+
+@pytest.fixture
+def page(demo):
+    with opened(demo[0]) as page:
+        yield page
 
 
 def wait_for(page, selector, text):
@@ -160,7 +168,7 @@ def test_files_of_the_server_are_not_given_out(demo):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_when_it_is_told_and_the_port_is_free(number, tmp_path):
     port = free_port()
-    process = started(port, tmp_path)
+    process = started(port)
     process.send_signal(number)
     process.wait(timeout=120)
     assert "Traceback" not in process.stdout.read()

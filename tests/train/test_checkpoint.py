@@ -40,7 +40,7 @@ def test_the_newest_whole_checkpoint_is_the_last_one(tmp_path: Path):
 def test_a_checkpoint_gets_its_name_when_it_is_written(tmp_path: Path):
     write_checkpoint(unfinished_folder(tmp_path) / "checkpoint-5", shares=2)
     (tmp_path / "checkpoint-5").mkdir()  # of an older run that was killed
-    finish_checkpoint(tmp_path)
+    finish_checkpoint(tmp_path, {})
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert len(list((tmp_path / "checkpoint-5").rglob("*.pt"))) == 2
     assert not unfinished_folder(tmp_path).exists()

@@ -49,11 +49,12 @@ def module(tmp_path: Path):
 def test_a_sample_has_an_image_if_its_record_has_one(module):
     dataset = module("error")["train_dataset"]
     shown, text = dataset[0], dataset[4]
-    assert set(shown) == {"input_ids", "labels", "image", "text"}
+    assert set(shown) == {"input_ids", "labels", "record", "image", "text"}
+    assert shown["record"] == NAMES[0]
     assert shown["image"].shape == (3, 336, 336)
     assert shown["text"] == ["What is it?"]
     assert (shown["input_ids"] == IMAGE_TOKEN_INDEX).sum() == 1
-    assert set(text) == {"input_ids", "labels"}
+    assert set(text) == {"input_ids", "labels", "record"}
     assert IMAGE_TOKEN_INDEX not in text["input_ids"]
 
 

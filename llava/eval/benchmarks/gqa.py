@@ -19,12 +19,13 @@ def load(folder: Path, split: str) -> list[Question]:
     Raises:
         UserError: If a file is missing or malformed.
     """
-    official = read_json(first_file(folder, [name.format(split=split) for name in QUESTION_FILES]))
+    source = first_file(folder, [name.format(split=split) for name in QUESTION_FILES])
+    official = require_keys(read_json(source), (), str(source))
     questions = []
     path = folder / f"llava_gqa_{split}.jsonl"
     for line in read_jsonl(path, "question_id", "image", "text"):
-        name = f"question {line['question_id']} of GQA's {split}_questions.json"
-        truth = require_keys(official.get(str(line["question_id"])), ("answer", "isBalanced", "types"), name)
+        name, keys = f"question {line['question_id']} of {source}", ("answer", "isBalanced", "types")
+        truth = require_keys(official.get(str(line["question_id"])), keys, name)
         questions.append(
             Question(
                 id=line["question_id"],

@@ -208,7 +208,7 @@ REVIEWING = JudgeTask(
     points=points,
     reference_points=reference_points,
     record=record,
-    reviews="reviews/{id}.jsonl",
+    reviews="reviews/{id}-{judge}.jsonl",
     # The published one asks once; the sampling gives a further try its chance.
     temperatures=(0.2, 0.2, 0.2),
     max_tokens=1024,

@@ -37,6 +37,7 @@ EMPTY = {
 }
 # Copies of a question with its options in another order have its index plus a multiple of this.
 COPY_OFFSET = 1_000_000
+NO_OPTION = ""  # what is right where the table names an option that it does not have
 
 
 def load(language: str, folder: Path, split: str) -> list[Question]:
@@ -78,7 +79,7 @@ def load_questions(
     return [
         _question(row, number, images[row["index"]], instruction, path)
         for row in rows
-        for number in range(len(options_of(row)) if all_rounds else 1)
+        for number in range(max(1, len(options_of(row))) if all_rounds else 1)
     ]
 
 
@@ -215,7 +216,8 @@ def _question(
         clip_text=text,
         unit=str(_number(row, path) % COPY_OFFSET),
         group=row.get("category") or "",
-        target=letters[order.index(answer)] if answer in order else None,
+        # An answer that is none of the options, such as an empty cell, leaves all of them wrong.
+        target=letters[order.index(answer)] if answer in order else NO_OPTION if answer else None,
         extra={"round_id": number, "options": options, "option_char": order},
     )
 

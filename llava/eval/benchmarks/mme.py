@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Mark, Metrics, Question, Response, percent
-from llava.eval.files import read_jsonl, read_text, write_text
+from llava.eval.files import is_there, read_jsonl, read_text, write_text
 
 RELEASE = "MME_Benchmark_release_version"
 PERCEPTION = (
@@ -57,7 +57,7 @@ def load(folder: Path, _split: str) -> list[Question]:
 def _image(release: Path, category: str, name: str) -> Path:
     """Return where an image lies: some categories have a folder ``images``."""
     places = [release / name, release / category / "images" / Path(name).name]
-    return next((place for place in places if place.exists()), places[0])
+    return next((place for place in places if is_there(place)), places[0])
 
 
 def _find_truth(release: Path, category: str, file: str, text: str) -> Truth:
@@ -71,7 +71,7 @@ def _find_truth(release: Path, category: str, file: str, text: str) -> Truth:
 
 def _read_truth(release: Path, category: str, stem: str) -> dict[str, str]:
     places = [release / category / f"{stem}.txt", release / category / "questions_answers_YN" / f"{stem}.txt"]
-    path = next((place for place in places if place.exists()), None)
+    path = next((place for place in places if is_there(place)), None)
     if path is None:
         raise MissingFileError(f"there is neither {places[0]} nor {places[1]}")
     truth = {}

@@ -151,7 +151,7 @@ MMVET = Benchmark(
         messages=messages,
         points=points,
         record=record,
-        reviews="reviews/{id}.jsonl",
+        reviews="reviews/{id}-{judge}.jsonl",
         temperatures=(0.0, 0.4, 0.8, 1.2, 1.6, 2.0),
         # The official scorer allows 3, which some tokenizers need for the digits alone.
         max_tokens=8,

@@ -4,7 +4,19 @@ import re
 import string
 from collections.abc import Sequence
 
+from llava.errors import UserError
+
 LETTERS = string.ascii_uppercase
+
+
+def require_letters(options: Sequence[str], where: str) -> None:
+    """Make sure that there are letters for the options.
+
+    Raises:
+        UserError: If there are more options than letters.
+    """
+    if len(options) > len(LETTERS):
+        raise UserError(f"{where} has {len(options)} options; accepted: at most {len(LETTERS)}, A to Z")
 
 
 def option_lines(options: Sequence[str]) -> str:
@@ -22,6 +34,8 @@ def chosen_letter(text: str, options: Sequence[str]) -> str | None:
         options: As they were shown, the first as A.
     """
     letters = LETTERS[: len(options)]
+    if not letters:
+        return None
     if match := re.match(rf"\(?([{letters}])(?:[.):]|$)", text.strip()):
         return match[1]
     words = _words(text)

@@ -20,17 +20,28 @@ def load(folder: Path, _split: str) -> list[Question]:
     return load_questions(folder / "llava_pope_test.jsonl", folder / "coco", folder / "val2014")
 
 
-def load_questions(question_file: Path, annotation_folder: Path, image_folder: Path) -> list[Question]:
+def load_questions(
+    question_file: Path, annotation_folder: Path, image_folder: Path, *, every_category: bool = True
+) -> list[Question]:
     """Read questions, and labels joined by category, image and question.
 
     The published scorer joins them by their position, which breaks when a line is missing.
+
+    Args:
+        question_file: LLaVA's.
+        annotation_folder: Has a file of labels for each category.
+        image_folder: Where the images lie.
+        every_category: Whether every category must have labels; else those without are left out.
 
     Raises:
         UserError: If a file is malformed, or a question has no label.
     """
     labels = read_labels(annotation_folder)
+    categories = {category for category, _, _ in labels}
     questions = []
     for line in read_jsonl(question_file, "question_id", "image", "text", "category"):
+        if not every_category and line["category"] not in categories:
+            continue
         key = (line["category"], line["image"], bare(line["text"]))
         if key not in labels:
             raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
-from llava.eval.benchmarks.options import LETTERS, chosen_letter, option_lines
+from llava.eval.benchmarks.options import LETTERS, chosen_letter, option_lines, require_letters
 from llava.eval.files import JsonObject, first_file, read_objects, write_jsonl
 
 ENGLISH = ("llvisionqa_dev", "llvisionqa_test")
@@ -36,9 +36,10 @@ def load_questions(path: Path, image_folder: Path, language: str) -> list[Questi
         UserError: If it is missing or malformed.
     """
     questions = []
-    for number, item in enumerate(read_objects(path, "img_path", "question", "candidates")):
-        candidates = item["candidates"]
-        right = item.get("correct_ans")
+    keys = ("img_path", "question", "candidates", "correct_ans?")
+    for number, item in enumerate(read_objects(path, *keys)):
+        candidates, right = item["candidates"], item.get("correct_ans")
+        require_letters(candidates, f"{path}, item {number}")
         questions.append(
             Question(
                 id=number,

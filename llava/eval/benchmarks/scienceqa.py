@@ -10,7 +10,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.engine.base import Generation
 from llava.errors import UserError
 from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
-from llava.eval.files import JsonObject, read_json, read_objects, require_keys
+from llava.eval.files import ID, INTEGER, JsonObject, Kind, read_json, read_objects, require_keys
 
 SPLIT = "test"
 OPTIONS = "ABCDE"
@@ -18,6 +18,10 @@ FAILED = "FAILED"
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 LAST_LOWER_GRADE = 6
 SEPARATOR = ","
+SPLITS_FILE = "pid_splits.json"
+PROBLEM_KEYS = (
+    *("answer", "choices", "question?", "image?", "hint?", "grade?", "subject?", "lecture?", "solution?"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +41,23 @@ def load(folder: Path, _split: str) -> list[Question]:
     """Read the questions and what is right.
 
     Raises:
-        UserError: If a file is missing or malformed, or lacks a question.
+        UserError: If a file is missing or malformed, or lacks a question: all of the split count.
     """
-    problems = read_problems(folder)
+    problems, ids = read_problems(folder), read_ids(folder, SPLIT)
     path = folder / "llava_test_CQM-A.json"
-    questions = []
-    for question in load_questions(path, folder / "images" / SPLIT, with_instruction=True):
-        problem = problem_of(problems, str(question.id))
-        solution = Solution(problem["answer"], len(problem["choices"]))
-        questions.append(replace(question, group=SEPARATOR.join(groups_of(problem)), target=solution))
-    return questions
+    questions = load_questions(path, folder / "images" / SPLIT, with_instruction=True)
+    asked = {str(question.id) for question in questions}
+    if missing := [name for name in ids if name not in asked]:
+        raise UserError(
+            f"{path} lacks {len(missing)} of the {len(ids)} problems of the split {SPLIT!r} in "
+            f"{SPLITS_FILE}, such as {missing[0]}"
+        )
+    return [_with_solution(question, problem_of(problems, str(question.id))) for question in questions]
+
+
+def _with_solution(question: Question, problem: JsonObject) -> Question:
+    solution = Solution(problem["answer"], len(problem["choices"]))
+    return replace(question, group=SEPARATOR.join(groups_of(problem)), target=solution)
 
 
 def load_questions(path: Path, image_folder: Path, *, with_instruction: bool) -> list[Question]:
@@ -61,7 +72,7 @@ def load_questions(path: Path, image_folder: Path, *, with_instruction: bool) ->
         UserError: If it is missing or malformed.
     """
     questions = []
-    for number, item in enumerate(read_objects(path, "id", "conversations")):
+    for number, item in enumerate(read_objects(path, "id", "conversations", "image?")):
         where, turns = f"{path}, item {number}", item["conversations"]
         value = require_keys(turns[0] if turns else None, ("value",), f"{where}, its first turn")["value"]
         text = value.replace(DEFAULT_IMAGE_TOKEN, "").strip()
@@ -89,6 +100,18 @@ def read_problems(folder: Path) -> dict[str, JsonObject]:
     return require_keys(read_json(folder / "problems.json"), (), str(folder / "problems.json"))
 
 
+def read_ids(folder: Path, split: str) -> list[str]:
+    """Read the ids of a split's problems from the official ``pid_splits.json``.
+
+    Raises:
+        UserError: If it is missing or malformed, or there is no such split.
+    """
+    path = folder / SPLITS_FILE
+    kinds: dict[str, Kind] = {split: [ID]}
+    ids = require_keys(read_json(path), (split,), str(path), **kinds)[split]
+    return [str(name) for name in ids]
+
+
 def problem_of(problems: Mapping[str, JsonObject], name: str) -> JsonObject:
     """Return a problem, whose answer is one of its choices.
 
@@ -96,9 +119,9 @@ def problem_of(problems: Mapping[str, JsonObject], name: str) -> JsonObject:
         UserError: If there is none, or it is malformed.
     """
     where = f"problem {name} of problems.json"
-    problem = require_keys(problems.get(name), ("answer", "choices"), where)
+    problem = require_keys(problems.get(name), PROBLEM_KEYS, where, answer=INTEGER)
     answer, count = problem["answer"], len(problem["choices"])
-    if not isinstance(answer, int) or not 0 <= answer < count:
+    if not 0 <= answer < count:
         raise UserError(f"{where}: 'answer' is {answer!r}; accepted: the index of one of its {count} choices")
     return problem
 
@@ -106,9 +129,9 @@ def problem_of(problems: Mapping[str, JsonObject], name: str) -> JsonObject:
 def groups_of(problem: Mapping[str, Any]) -> list[str]:
     """Return the groups of the paper that a problem belongs to: subject, context and grade."""
     contexts = [name for name, key in (("TXT", "hint"), ("IMG", "image")) if problem.get(key)]
-    grade = int(re.sub(r"\D", "", str(problem.get("grade", ""))) or 0)
+    grade = int(re.sub(r"[^0-9]", "", problem.get("grade") or "")[:2] or 0)
     return [
-        SUBJECTS.get(problem.get("subject", ""), "other subject"),
+        SUBJECTS.get(problem.get("subject") or "", "other subject"),
         *(contexts or ["NO"]),
         "G1-6" if grade <= LAST_LOWER_GRADE else "G7-12",
     ]
@@ -151,7 +174,7 @@ SCIENCEQA = Benchmark(
     name="scienceqa",
     title="ScienceQA (Acc)",
     folder="scienceqa",
-    needs=("llava_test_CQM-A.json", "problems.json", "pid_splits.json", "images/test"),
+    needs=("llava_test_CQM-A.json", "problems.json", SPLITS_FILE, "images/test"),
     load=load,
     mark=mark,
     metrics=metrics,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llava.eval.benchmark import Benchmark, Mark, Metrics, Question, Response, percent
-from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_jsonl
+from llava.eval.files import ID, JsonObject, read_json, read_jsonl, require_keys, write_jsonl
 
 SEPARATOR = ": "  # between the kind of data and the type of a question
 
@@ -39,8 +39,10 @@ def read_truth(path: Path) -> dict[int | str, JsonObject]:
     Raises:
         UserError: If it is missing or malformed.
     """
-    document = require_keys(read_json(path), ("questions",), str(path))
-    names = {number: name for name, number in document.get("question_type", {}).items()}
+    document = require_keys(read_json(path), ("questions", "question_type?"), str(path))
+    types = document.get("question_type") or {}
+    require_keys(types, tuple(types), f"{path}, 'question_type'", **dict.fromkeys(types, ID))
+    names = {number: name for name, number in types.items()}
     truth = {}
     for number, item in enumerate(document["questions"]):
         keys = ("question_id", "question_type_id", "data_type", "answer")

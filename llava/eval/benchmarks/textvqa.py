@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.benchmark import Benchmark, Question
-from llava.eval.benchmarks.vqa import mark
+from llava.eval.benchmarks.vqa import mark, require_ten
 from llava.eval.files import read_json, read_jsonl, require_keys
 
 OCR_LINE = "Reference OCR token: "
@@ -45,8 +45,10 @@ def read_annotations(path: Path) -> dict[Key, list[str]]:
     items = require_keys(read_json(path), ("data",), str(path))["data"]
     found = {}
     for number, item in enumerate(items):
-        require_keys(item, ("image_id", "question", "answers"), f"{path}, item {number} of 'data'")
-        found[str(item["image_id"]), item["question"].lower()] = item["answers"]
+        where = f"{path}, item {number} of 'data'"
+        require_keys(item, ("image_id", "question", "answers"), where)
+        key = (str(item["image_id"]), item["question"].lower())
+        found[key] = list(require_ten(item["answers"], f"{where}, {item['question']!r:.80},"))
     return found
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.errors import UserError
 from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Question, Response
 from llava.eval.benchmarks.vqa import mark, normal_answer, peoples_answers
 from llava.eval.files import JsonObject, read_jsonl, read_objects, write_json
@@ -25,8 +24,8 @@ def load(folder: Path, split: str) -> list[Question]:
             text=line["text"],
             image=folder / split / line["image"],
             unit=line["image"],
-            group=official.get(line["image"], {}).get("answer_type", ""),
-            target=peoples_answers(official.get(line["image"], {})),
+            group=official.get(line["image"], {}).get("answer_type") or "",
+            target=peoples_answers(official.get(line["image"], {}), f"{split}.json, {line['image']}"),
         )
         for line in _lines(folder, split)
     ]
@@ -38,29 +37,21 @@ def export(responses: Sequence[Response], folder: Path, split: str, run_id: str)
     Raises:
         UserError: If it cannot be written.
     """
-    answers = {Path(str(response.question.image)).name: response.text for response in responses}
+    answers = [(Path(str(response.question.image)).name, response.text) for response in responses]
     path = folder / "answers_upload" / (run_id + (f"-{split}" if split != SPLITS[0] else "") + ".json")
-    return write_json(path, submission(answers, list(answers)))
+    return write_json(path, submission(answers))
 
 
-def submission(answers: dict[str, str], images: Sequence[str]) -> list[JsonObject]:
-    """Return the document that the server takes: of every question, by its image, the answer.
-
-    Raises:
-        UserError: If one has no answer; the server takes none with gaps.
-    """
-    if missing := [image for image in images if image not in answers]:
-        raise UserError(
-            f"{len(missing)} of {len(images)} questions have no answer, the first about {missing[0]}"
-        )
-    return [{"image": image, "answer": normal_answer(answers[image])} for image in images]
+def submission(answers: Sequence[tuple[str, str]]) -> list[JsonObject]:
+    """Return the document that the server takes, of the questions' images and the answers."""
+    return [{"image": image, "answer": normal_answer(text)} for image, text in answers]
 
 
 def _official(folder: Path, split: str) -> list[JsonObject]:
     path = folder / f"{split}.json"
     if not path.exists():
         return []
-    return read_objects(path, "image", "question")
+    return read_objects(path, "image", "question", "answer_type?")
 
 
 def _lines(folder: Path, split: str) -> list[JsonObject]:

@@ -3,8 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.errors import UserError
 from llava.eval.benchmark import SHORT_ANSWER, Mark, Response
-from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvaluator
+from llava.eval.files import OBJECT, require_keys
+from llava.eval.m4c_evaluator import (
+    ANSWERS_PER_QUESTION,
+    EvalAIAnswerProcessor,
+    TextVQAAccuracyEvaluator,
+)
 
 
 def mark(response: Response) -> Mark:
@@ -28,7 +34,26 @@ def with_instruction(question: str) -> str:
     return f"{question}\n{SHORT_ANSWER}"
 
 
-def peoples_answers(item: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return the answers in an official annotation; None if they are not public."""
-    answers = item.get("answers")
-    return [answer["answer"] for answer in answers] if answers else None
+def require_ten(answers: Sequence[str], where: str) -> Sequence[str]:
+    """Return people's answers to a question.
+
+    Raises:
+        UserError: If they are not ten.
+    """
+    if len(answers) != ANSWERS_PER_QUESTION:
+        raise UserError(
+            f"{where} has {len(answers)} answers; expected those of {ANSWERS_PER_QUESTION} people"
+        )
+    return answers
+
+
+def peoples_answers(item: Mapping[str, Any], where: str) -> Sequence[str] | None:
+    """Return the answers in an official annotation; None if they are not public.
+
+    Raises:
+        UserError: If they are malformed, or not ten.
+    """
+    answers = require_keys(item, ("answers?", "answer_type?"), where, answers=[OBJECT]).get("answers")
+    if not answers:
+        return None
+    return require_ten([require_keys(answer, ("answer",), where)["answer"] for answer in answers], where)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llava.eval.benchmark import Benchmark, Question, Response
 from llava.eval.benchmarks.vqa import mark, normal_answer, peoples_answers, with_instruction
-from llava.eval.files import JsonObject, read_json, read_jsonl, require_keys, write_json
+from llava.eval.files import INTEGER, JsonObject, read_json, read_jsonl, require_keys, write_json
 
 SPLITS = ("test-dev2015", "test2015", "val2014")
 WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
@@ -17,19 +17,27 @@ def load(folder: Path, split: str) -> list[Question]:
     Raises:
         UserError: If a file is missing or malformed.
     """
-    annotations = _annotations(folder / f"v2_mscoco_{split}_annotations.json")
-    images = folder / ("val2014" if split.startswith("val") else "test2015")
-    return [
-        Question(
-            id=line["question_id"],
-            text=line["text"],
-            image=images / line["image"],
-            unit=line["image"],
-            group=annotations.get(line["question_id"], {}).get("answer_type", ""),
-            target=peoples_answers(annotations.get(line["question_id"], {})),
+    path = folder / f"v2_mscoco_{split}_annotations.json"
+    annotations = _annotations(path)
+    questions = []
+    for line in _lines(folder, split):
+        annotation = annotations.get(line["question_id"], {})
+        questions.append(
+            Question(
+                id=line["question_id"],
+                text=line["text"],
+                image=folder / image_folder(split) / line["image"],
+                unit=line["image"],
+                target=peoples_answers(annotation, f"{path}, question {line['question_id']}"),
+                group=annotation.get("answer_type") or "",
+            )
         )
-        for line in _lines(folder, split)
-    ]
+    return questions
+
+
+def image_folder(split: str) -> str:
+    """Return the folder of a split's images."""
+    return "val2014" if split.startswith("val") else "test2015"
 
 
 def export(responses: Sequence[Response], folder: Path, split: str, run_id: str) -> Path:
@@ -57,20 +65,24 @@ def _lines(folder: Path, split: str) -> list[JsonObject]:
     path = folder / f"llava_vqav2_mscoco_{split}.jsonl"
     if path.exists() or not official.exists():
         return read_jsonl(path, "question_id", "image", "text")
-    return [
-        {
-            "question_id": item["question_id"],
-            "image": f"COCO_{split}_{item['image_id']:012d}.jpg",
-            "text": with_instruction(item["question"]),
-        }
-        for item in require_keys(read_json(official), ("questions",), str(official))["questions"]
-    ]
+    items = require_keys(read_json(official), ("questions",), str(official))["questions"]
+    lines = []
+    for number, item in enumerate(items):
+        keys = ("question_id", "image_id", "question")
+        require_keys(item, keys, f"{official}, question {number}", image_id=INTEGER)
+        # The images of the part test-dev2015 are named after the whole.
+        image = f"COCO_{image_folder(split)}_{item['image_id']:012d}.jpg"
+        text = with_instruction(item["question"])
+        lines.append({"question_id": item["question_id"], "image": image, "text": text})
+    return lines
 
 
-def _annotations(path: Path) -> dict[int, JsonObject]:
+def _annotations(path: Path) -> dict[int | str, JsonObject]:
     if not path.exists():
         return {}
     items = require_keys(read_json(path), ("annotations",), str(path))["annotations"]
+    for number, item in enumerate(items):
+        require_keys(item, ("question_id",), f"{path}, annotation {number}")
     return {item["question_id"]: item for item in items}
 
 
@@ -80,8 +92,9 @@ VQAV2 = Benchmark(
     folder="vqav2",
     needs=(
         "llava_vqav2_mscoco_{split}.jsonl|v2_OpenEnded_mscoco_{split}_questions.json",
-        "test2015|val2014",
+        "{images}",
     ),
+    images=image_folder,
     load=load,
     splits=SPLITS,
     answers="answers/llava_vqav2_mscoco_{split}/{id}/merge.jsonl",

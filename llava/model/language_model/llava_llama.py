@@ -14,7 +14,7 @@ from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.prompt_encoder import Images
-from llava.model.splice import ImageText
+from llava.model.splice import ImageText, count_supervised
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -75,7 +75,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             **kwargs: Llama's other arguments.
 
         Returns:
-            Logits (B, T, V) over the spliced sequence, and the loss if there are labels.
+            Logits (B, T, V) over the spliced sequence, and the loss if there are labels: the mean over
+            supervised tokens, or their sum divided by ``num_items_in_batch``.
 
         Raises:
             UserError: If placeholders and images do not match, or a needed question cannot be had.
@@ -93,6 +94,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
                     texts,
                 )
             )
+        if labels is not None and kwargs.get("num_items_in_batch") is None:
+            # The mean over what is supervised; 0, not 0/0, where nothing is.
+            kwargs["num_items_in_batch"] = count_supervised(labels).clamp(min=1)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

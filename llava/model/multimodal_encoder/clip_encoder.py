@@ -28,6 +28,7 @@ from llava.model.multimodal_encoder.token_reduction import (
     patch_relevance,
     patch_scores,
 )
+from llava.model.placement import hand_over
 from llava.model.splice import ImageText
 from llava.tokenizer import load_clip_tokenizer
 
@@ -199,7 +200,7 @@ class CLIPVisionTower(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D)."""
-        images = images.to(device=self.device, dtype=self.dtype)
+        images = hand_over(images, self.device, self.dtype)
         # The encoder ends at the selected layer, so its last hidden state is the one to read.
         with without_autocast(self.device):
             hidden = self.vision_tower.vision_model(images).last_hidden_state

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from llava.errors import UserError
+from llava.model.placement import hand_over
 from llava.model.splice import ImageText
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class TextEncoder:
             ids = ids[: limit - 1] + ids[-1:]
         device = self.model.text_projection.weight.device
         with without_autocast(device):
-            embedded = self.model(torch.tensor([ids], device=device)).text_embeds
+            embedded = self.model(hand_over(torch.tensor([ids]), device)).text_embeds
         return embedded[0].float()
 
     def _warn_of_length(self, length: int, limit: int) -> None:

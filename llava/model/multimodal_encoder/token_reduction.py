@@ -36,17 +36,13 @@ class VisualTokens:
     Attributes:
         packed: Tokens of image 0, then of image 1, and so on; shape (sum(counts), D).
         counts: Tokens per image, n_i.
-        kept: Which patches stayed as tokens of their own, bool (B, N).
+        kept: Which patches stayed as tokens of their own, bool (B, N), on the host: whoever looks at it there
+            makes no device wait.
     """
 
     packed: Tensor
     counts: tuple[int, ...]
     kept: Tensor
-
-    @classmethod
-    def pack(cls, images: list[Tensor], kept: Tensor) -> VisualTokens:
-        """Pack one (n_i, D) tensor per image; ``kept`` is bool (B, N)."""
-        return cls(torch.cat(images), tuple(len(tokens) for tokens in images), kept)
 
     def split(self) -> tuple[Tensor, ...]:
         """Return one (n_i, D) view per image."""
@@ -109,7 +105,8 @@ def keep_outliers(relevance: Tensor, iqr_factor: float = 1.5) -> Tensor:
     Where no patch is an outlier, the most relevant one stays.
     """
     relevance = relevance.float()
-    low, high = relevance.quantile(torch.tensor([0.25, 0.75], device=relevance.device), dim=-1)
+    # A range, because numbers made on the host would have to wait for the device on their way there.
+    low, high = relevance.quantile(torch.linspace(0.25, 0.75, 2, device=relevance.device), dim=-1)
     outliers = relevance > (high + iqr_factor * (high - low)).unsqueeze(-1)
     return outliers | (keep_top(relevance, 1) & ~outliers.any(dim=-1, keepdim=True))
 
@@ -123,6 +120,8 @@ def keep_top(relevance: Tensor, count: int) -> Tensor:
 def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
     """Per image: the kept patches in raster order, then the mean of the dropped ones as one token.
 
+    The host waits for the device once, for what is kept, which says how many tokens each image has.
+
     Args:
         patches: Patch features of the tower, (B, N, D).
         keep: Which patches stay, bool (B, N).
@@ -131,13 +130,18 @@ def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
         n_i tokens per image in the dtype of ``patches``: the patches kept, plus one unless every patch is
         kept.
     """
-    images = []
-    for tokens, kept in zip(patches, keep, strict=True):
-        rest = tokens[~kept]
-        # Summed in float32: in half precision a mean of hundreds of patches would lose its last bits.
-        summary = rest.float().mean(dim=0, keepdim=True).to(rest.dtype) if len(rest) else rest
-        images.append(torch.cat([tokens[kept], summary]))
-    return VisualTokens.pack(images, keep)
+    order = keep.int().argsort(dim=1, descending=True, stable=True)  # the kept ones first
+    ordered = patches.gather(1, order.unsqueeze(-1).expand_as(patches)).flatten(0, 1)
+    kept = keep.cpu()
+    stays = kept.sum(dim=1).tolist()
+    lengths = [length for count in stays for length in (count, keep.shape[1] - count)]
+    stretches = ordered.split(lengths)  # kept and dropped patches of each image by turns
+    # Summed in float32: in half precision a mean of hundreds of patches would lose its last bits.
+    means = [rest.mean(dim=0, keepdim=True, dtype=torch.float32) for rest in stretches[1::2] if len(rest)]
+    merged = [int(count < keep.shape[1]) for count in stays]
+    summaries = torch.cat(means or [patches.new_empty(0, patches.shape[2])]).to(patches.dtype).split(merged)
+    packed = torch.cat([part for image in zip(stretches[::2], summaries, strict=True) for part in image])
+    return VisualTokens(packed, tuple(map(sum, zip(stays, merged, strict=True))), kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ class NoReduction:
     def __call__(self, inputs: ReducerInputs) -> VisualTokens:
         """Return the (B, N, D) patches unchanged, N tokens per image."""
         batch, patches, _ = inputs.patches.shape
-        everything = torch.ones(batch, patches, dtype=torch.bool, device=inputs.patches.device)
+        everything = torch.ones(batch, patches, dtype=torch.bool)
         return VisualTokens(inputs.patches.flatten(0, 1), (patches,) * batch, everything)
 
 
@@ -389,7 +393,7 @@ class Pool:
         # Contiguous, because the kernel sums in another order for the layout that a batch of several has.
         cells = F.adaptive_avg_pool2d(image.float().contiguous(), grid).to(patches.dtype)
         tokens = torch.cat([patches[:, :leading], cells.flatten(2).transpose(1, 2)], dim=1)
-        kept = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        kept = torch.zeros(patches.shape[:2], dtype=torch.bool)
         kept[:, :leading] = True
         return VisualTokens(tokens.flatten(0, 1), (tokens.shape[1],) * len(tokens), kept)
 

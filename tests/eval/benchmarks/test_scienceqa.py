@@ -39,6 +39,7 @@ def folder(tmp_path):
         {"id": "3", "conversations": [{"from": "human", "value": "Q3"}]},
     ]
     (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps(samples))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["1", "2", "3"]}))
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def test_prompts_are_the_published_ones(folder):
     assert (second.text, second.prompt, second.image) == (f"Q2\n{LETTER}", f"Q2\n{LETTER}", None)
     path = folder / "llava_test_CQM-A.json"
     samples = json.loads(path.read_text())
-    path.write_text(json.dumps([samples[0], {**samples[1], "image": None}]))
+    path.write_text(json.dumps([samples[0], {**samples[1], "image": None}, samples[2]]))
     assert load(folder, "")[1].image is None  # a null is no image
     assert load_questions(path, folder, with_instruction=False)[0].text == "Q1"
 
@@ -99,6 +100,13 @@ def test_what_cannot_be_read_or_failed_is_wrong(folder):
     question = load(folder, "")[0]
     assert mark(Response(question, "perhaps")).points == 0
     assert mark(Response(question, "B", error="broken image")).points == 0
+
+
+def test_a_question_of_the_split_that_is_not_asked_is_named(folder):
+    # The published scorer counts it as wrong.
+    (folder / "pid_splits.json").write_text(json.dumps({"test": ["1", "2", "3", 4, 5]}))
+    with pytest.raises(UserError, match="lacks 2 of the 5 problems of the split 'test'.*, such as 4"):
+        load(folder, "")
 
 
 def test_a_problem_that_is_missing_is_named(folder):
