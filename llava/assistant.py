@@ -28,13 +28,16 @@ from llava.engine.base import Engine, Event, Generation
 from llava.engine.router import Router
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
+from llava.engine.vllm_engine import VllmOptions, load_with_vllm
 from llava.errors import MissingFileError, PromptTooLongError, UserError
 from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import LoadedModel, load_checkpoint
 from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
 from llava.model.placement import choose_placement
 from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
+from llava.model.prompt_model import LlavaPromptModel
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
 BATCH_SIZE = 16  # requests that are encoded and answered together
@@ -143,12 +146,18 @@ class Assistant:
         engine: Runs the language model; transformers in this process if missing.
     """
 
-    def __init__(self, loaded: LoadedModel, template: Conversation, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel[LlavaLlamaForCausalLM] | LoadedModel[LlavaPromptModel],
+        template: Conversation,
+        engine: Engine | None = None,
+    ) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.image_processor = loaded.image_processor
         self.template = template
-        self.router = Router(engine or TransformersEngine(loaded.model, loaded.tokenizer))
+        self.engine = TransformersEngine(self.whole_model, loaded.tokenizer) if engine is None else engine
+        self.router = Router(self.engine)
 
     @classmethod
     def load(  # noqa: PLR0913 - one argument per choice of a command line
@@ -163,6 +172,7 @@ class Assistant:
         conv_mode: str | None = None,
         load_8bit: bool = False,
         load_4bit: bool = False,
+        vllm: VllmOptions | None = None,
     ) -> Assistant:
         """Load a checkpoint.
 
@@ -176,6 +186,7 @@ class Assistant:
             conv_mode: Name of a conversation template instead of the checkpoint's.
             load_8bit: Quantize the language model to 8 bits.
             load_4bit: Quantize the language model to 4 bits.
+            vllm: How vLLM runs the language model; if missing, transformers does.
 
         Raises:
             UserError: If something named here is missing or does not fit; the sentence says what.
@@ -192,13 +203,23 @@ class Assistant:
             load_8bit=load_8bit,
             load_4bit=load_4bit,
         )
-        loaded = load_checkpoint(
-            model_path, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
-        )
+        loaded: LoadedModel[LlavaLlamaForCausalLM] | LoadedModel[LlavaPromptModel]
+        engine: Engine | None = None
+        changes = {"vision_tower": vision_tower, "token_reduction": token_reduction}
+        if vllm is None:
+            loaded = load_checkpoint(model_path, model_base, placement, **changes)
+        else:
+            loaded, engine = load_with_vllm(vllm, model_path, model_base, placement, **changes)
         name = conv_mode or choose_template(
             getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
         )
-        return cls(loaded, find_template(name))
+        return cls(loaded, find_template(name), engine)
+
+    @property
+    def whole_model(self) -> LlavaLlamaForCausalLM:
+        """The model, where the layers of its language model are here and not in an engine elsewhere."""
+        assert isinstance(self.model, LlavaLlamaForCausalLM)
+        return self.model
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -328,6 +349,7 @@ class Assistant:
         """
         template = self.template if request.template is None else find_template(request.template)
         text, words = self._rendered(request, template)
+        self.engine.check(request.generation)
         stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
         reducer = request.token_reduction
         assert not isinstance(reducer, str)  # the request has read it
@@ -469,7 +491,8 @@ class Assistant:
             PromptTooLongError: If it has no room for one, so that the model would have to cut the prompt.
         """
         config = self.model.config
-        limits = (getattr(config, "tokenizer_model_max_length", None), config.max_position_embeddings)
+        own = getattr(config, "tokenizer_model_max_length", None)
+        limits = (own, config.max_position_embeddings, self.engine.max_length)
         limit = min(limit for limit in limits if limit)
         if length >= limit:
             raise PromptTooLongError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from queue import Queue
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ TRAINER_METHODS: dict[str, tuple[str, ...]] = {
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_issue_warnings_after_load": ("self", "load_result"),
 }
+
+
+def waiting_queue(engine: Any) -> Queue[Any]:
+    """Return where the thread that steps a vLLM engine waits for outputs, or for an error to raise.
+
+    vLLM 0.32 itself puts no error there when its process is killed, and lets the thread wait for ever.
+
+    Args:
+        engine: A ``LLMEngine`` with a process of its own.
+    """
+    return engine.engine_core.outputs_queue
 
 
 def build_model(model_class: type[PreTrainedModel], config: Any, attn_implementation: str) -> Any:

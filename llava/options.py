@@ -1,6 +1,7 @@
 """Options that several command lines share: which model to load, and how it is to answer."""
 
 import argparse
+import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
@@ -8,6 +9,7 @@ from llava.errors import UserError
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.engine.base import Generation
+    from llava.engine.vllm_engine import VllmOptions
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -59,6 +61,46 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--load-8bit", action="store_true", help="quantize the language model to 8 bits")
     model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what runs the language model, for commands that answer many requests."""
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs the language model (default: transformers); vllm is installed by itself",
+    )
+    engine.add_argument(
+        "--tensor-parallel-size",
+        type=positive,
+        metavar="N",
+        help="devices over which vLLM spreads each layer (default: 1)",
+    )
+    engine.add_argument(
+        "--vllm-option",
+        type=vllm_option,
+        action="append",
+        metavar="NAME=VALUE",
+        help="another of vLLM's engine arguments, such as max_model_len=4096; may be repeated",
+    )
+
+
+def vllm_option(text: str) -> tuple[str, Any]:
+    """Read one of vLLM's engine arguments: a value of JSON, or else a text.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is no name with a value.
+    """
+    name, separator, value = text.partition("=")
+    name = name.strip().lstrip("-").replace("-", "_")
+    if not (separator and name.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid option; accepted: NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def add_generation_options(
@@ -134,4 +176,21 @@ def load_assistant(options: Any) -> "Assistant":
         conv_mode=getattr(options, "conv_mode", None),
         load_8bit=getattr(options, "load_8bit", False),
         load_4bit=getattr(options, "load_4bit", False),
+        vllm=read_vllm_options(options),
     )
+
+
+def read_vllm_options(options: Any) -> "VllmOptions | None":
+    """Return how vLLM is to run, from the options of ``add_engine_options``; None if it is not to.
+
+    Raises:
+        UserError: If there are options for it and it is not to run.
+    """
+    devices, more = getattr(options, "tensor_parallel_size", None), getattr(options, "vllm_option", None)
+    if getattr(options, "engine", "transformers") != "vllm":
+        if devices or more:
+            raise UserError("--tensor-parallel-size and --vllm-option go with --engine vllm")
+        return None
+    from llava.engine.vllm_engine import VllmOptions
+
+    return VllmOptions(devices or 1, dict(more or ()))

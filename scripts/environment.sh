@@ -79,22 +79,23 @@ is_installed() {
     return 1
 }
 
-# Install this repository, editable, with the extras $1 ("train,dev", "" for none); does nothing where that was
-# done before.
+# Install this repository, editable, with the extras $1 ("train,dev", "" for none) and, beside it, the packages
+# that follow; does nothing where that was done before.
 install_project() {
     local extras="$1" state project="$repository${1:+[$1]}"
+    shift
     make_environment
     # The place matters: an editable install points back to it.
-    state="$repository $(cat "$repository/pyproject.toml" ${constraints:+"$constraints"} | cksum)"
+    state="$repository $* $(cat "$repository/pyproject.toml" ${constraints:+"$constraints"} | cksum)"
     if is_installed "$extras" "$state"; then
         say "reusing ${environment##*/}"
         return
     fi
     install_cpu_torch
-    say "installing llava${extras:+ with the extras $extras}"
-    if [[ -z "$constraints" ]] || ! pip_install --constraint "$constraints" --editable "$project"; then
+    say "installing llava${extras:+ with the extras $extras}${1:+ and $*}"
+    if [[ -z "$constraints" ]] || ! pip_install --constraint "$constraints" --editable "$project" "$@"; then
         [[ -z "$constraints" ]] || say "the tested versions cannot be installed here; taking those that can"
-        pip_install --editable "$project" || fail "the installation failed; pip's words are above"
+        pip_install --editable "$project" "$@" || fail "the installation failed; pip's words are above"
     fi
     printf '%s\n' "$state" >"$environment/installed-$extras"
 }

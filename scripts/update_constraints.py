@@ -1,8 +1,11 @@
-"""Write scripts/constraints.txt: the versions of this environment, with which the tests have passed.
+"""Write the versions of this environment, with which the tests have passed, to scripts/constraints.txt.
 
-Run it after ``scripts/test.sh --newest --all``: ``.venv-newest/bin/python scripts/update_constraints.py``.
+Run it after ``scripts/test.sh --newest --all`` by ``.venv-newest/bin/python scripts/update_constraints.py``,
+and for vLLM's environment, after ``scripts/test_vllm.sh --newest``, by ``.venv-vllm/bin/python
+scripts/update_constraints.py constraints-vllm.txt``.
 """
 
+import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -10,9 +13,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-TARGET = Path(__file__).parent / "constraints.txt"
+FOLDER = Path(__file__).parent
 HEADER = """\
-# Versions with which the tests have passed; quickstart.sh and test.sh install no others, so that they do next
+# Versions with which the tests have passed; the scripts here install no others, so that they do next
 # year what they do today. Made by update_constraints.py; pyproject.toml has the ranges that are supported.
 """
 NOT_PINNED = {"llava", "pip"}
@@ -33,8 +36,9 @@ def constraints() -> list[str]:
 
 def main() -> None:
     """Write the file."""
-    TARGET.write_text(HEADER + "\n".join(constraints()) + "\n", encoding="utf-8")
-    print(f"{TARGET}: {len(constraints())} versions")
+    target = FOLDER / (sys.argv[1] if len(sys.argv) > 1 else "constraints.txt")
+    target.write_text(HEADER + "\n".join(constraints()) + "\n", encoding="utf-8")
+    print(f"{target}: {len(constraints())} versions")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPat
                 "conv_mode": "d",
                 "load_8bit": False,
                 "load_4bit": True,
+                "vllm": None,
             },
         )
     ]

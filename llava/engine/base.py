@@ -6,8 +6,9 @@ Shapes: L positions of a prompt, H width of the language model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -100,7 +101,21 @@ class Engine(Protocol):
     """Runs the language model for many requests at once.
 
     `submit` and `cancel` may be called from any thread at any time, `step` by one thread at a time.
+
+    Attributes:
+        max_length: Positions that one request may have, prompt and answer; None for no limit but the model's.
+        settings: What answers depend on beside what embeds the prompts, to be compared.
     """
+
+    max_length: int | None
+    settings: Mapping[str, Any]
+
+    def check(self, generation: Generation) -> None:
+        """Refuse what this engine cannot do.
+
+        Raises:
+            UserError: If an answer cannot be written in this way.
+        """
 
     def submit(self, embeddings: Tensor, generation: Generation) -> int:
         """Add a request, which enters between two steps.

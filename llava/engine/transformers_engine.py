@@ -6,11 +6,8 @@ H width of the language model, V vocabulary.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -27,6 +24,7 @@ from transformers import (
 
 from llava.engine.answer_text import AnswerText
 from llava.engine.base import Event, Generation
+from llava.engine.requests import RequestQueue, RunningAnswer, WaitingRequest, seed_of
 from llava.engine.stopwatch import Stopwatch
 from llava.internals import CACHE_ARGUMENT, cache_of, cached_keys_and_values
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -37,33 +35,16 @@ MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
 
 
 @dataclass(slots=True)
-class _Request:
-    """A request that waits for its prefill."""
-
-    id: int
-    embeddings: Tensor  # (L, H)
-    generation: Generation
-
-    @property
-    def positions(self) -> int:
-        return len(self.embeddings) + self.generation.max_new_tokens
-
-
-@dataclass(slots=True)
-class _Row:
+class _Row(RunningAnswer):
     """A request that is running."""
 
-    id: int
-    generation: Generation
-    text: AnswerText
     warpers: LogitsProcessorList
     generator: torch.Generator | None
-    end_ids: frozenset[int]  # tokens that end it
     positions: int  # that it may come to need
     cached: int  # that it has in the cache
 
 
-class TransformersEngine:
+class TransformersEngine(RequestQueue):
     """Decodes token by token for all requests at once (continuous batching).
 
     A request that has ended leaves the batch and frees its cache, and new ones enter between steps. A sampled
@@ -83,19 +64,10 @@ class TransformersEngine:
         max_rows: int = MAX_ROWS,
         max_positions: int = MAX_POSITIONS,
     ) -> None:
-        configured = model.generation_config.eos_token_id
-        named = configured if isinstance(configured, list) else [configured]
+        super().__init__(tokenizer, model.generation_config, {"engine": "transformers"})
         self.model = model
-        self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.max_positions = max_positions
-        self.end_ids = sorted({end for end in (tokenizer.eos_token_id, *named) if end is not None})
-        self._ids = count()
-        # Of what other threads than the stepping one may change, and this one when garbage is collected.
-        self._lock = threading.RLock()
-        self._special_tokens = tokenizer.get_added_vocab()
-        self._waiting: deque[_Request] = deque()
-        self._cancelled: set[int] = set()
         self.clear()
 
     @property
@@ -103,26 +75,12 @@ class TransformersEngine:
         """What keys and values of all rows take, padding included."""
         return sum(one.nbytes for layer in cached_keys_and_values(self._cache) for one in layer)
 
-    def submit(self, embeddings: Tensor, generation: Generation) -> int:
-        """Add a request with the embeddings (L, H) of its prompt; see `Engine.submit`."""
-        with self._lock:
-            request = _Request(next(self._ids), embeddings, generation)
-            self._waiting.append(request)
-            return request.id
-
-    def cancel(self, request: int) -> None:
-        """End a request; see `Engine.cancel`."""
-        with self._lock:
-            self._cancelled.add(request)
-
     def clear(self) -> None:
         """Forget all requests."""
-        with self._lock:
-            self._waiting.clear()
-            self._cancelled.clear()
-            self._rows: list[_Row] = []
-            self._cache = DynamicCache()  # of all rows
-            self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
+        super().clear()
+        self._rows: list[_Row] = []
+        self._cache = DynamicCache()  # of all rows
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -142,22 +100,19 @@ class TransformersEngine:
             return events
         tokens = self._choose(logits, rows)
         share = watch.lap() / len(rows)
-        happened = [self._advance(row, token, share) for row, token in zip(rows, tokens, strict=True)]
+        happened = [row.advance(token, share) for row, token in zip(rows, tokens, strict=True)]
         self._keep_rows({event.id for event in happened if event.finished})
         return events + happened
 
     def _drop_cancelled(self) -> list[Event]:
         """End what was cancelled, waiting or running."""
-        with self._lock:
-            cancelled, self._cancelled = self._cancelled, set()
-            known = {request.id for request in self._waiting} | {row.id for row in self._rows}
-            self._waiting = deque(one for one in self._waiting if one.id not in cancelled)
-        self._keep_rows(cancelled)
-        return [Event(request, finished="cancelled") for request in sorted(cancelled & known)]
+        cancelled = self._take_cancelled([row.id for row in self._rows])
+        self._keep_rows(set(cancelled))
+        return [Event(request, finished="cancelled") for request in cancelled]
 
-    def _admit(self) -> list[_Request]:
+    def _admit(self) -> list[WaitingRequest]:
         """Take those that wait and have room, in their order; a search with beams runs alone."""
-        admitted: list[_Request] = []
+        admitted: list[WaitingRequest] = []
         with self._lock:
             while self._waiting and len(self._rows) + len(admitted) < self.max_rows:
                 request = self._waiting[0]
@@ -173,7 +128,7 @@ class TransformersEngine:
                     break
         return admitted
 
-    def _prefill(self, requests: Sequence[_Request]) -> Tensor:
+    def _prefill(self, requests: Sequence[WaitingRequest]) -> Tensor:
         """Run new prompts and add them as rows; returns the logits of their next tokens, (B, V)."""
         embeddings, mask = pad_left([request.embeddings for request in requests])
         cache = DynamicCache()
@@ -182,7 +137,7 @@ class TransformersEngine:
         self._rows += [self._row(request, logits.device) for request in requests]
         return logits
 
-    def _row(self, request: _Request, device: torch.device) -> _Row:
+    def _row(self, request: WaitingRequest, device: torch.device) -> _Row:
         """Begin the answer of a request."""
         return _Row(
             id=request.id,
@@ -190,11 +145,7 @@ class TransformersEngine:
             text=AnswerText(self.tokenizer, request.generation.stop),
             warpers=_warpers(request.generation),
             generator=_generator(request.generation, device),
-            # A special token has no text in which it could be found.
-            end_ids=frozenset(self.end_ids)
-            | {
-                self._special_tokens[stop] for stop in request.generation.stop if stop in self._special_tokens
-            },
+            end_ids=self._ends_of(request.generation),
             positions=request.positions,
             cached=len(request.embeddings),
         )
@@ -268,18 +219,7 @@ class TransformersEngine:
             return int(scores.argmax())
         return int(scores.softmax(dim=-1).multinomial(1, generator=row.generator))
 
-    def _advance(self, row: _Row, token: int, milliseconds: float) -> Event:
-        """Add a token to a row and say what that means for its request."""
-        if token in row.end_ids:
-            return Event(row.id, None, row.text.finish(), "stop", milliseconds)
-        text = row.text.push(token)
-        if row.text.stopped:
-            return Event(row.id, token, text, "stop", milliseconds)
-        if len(row.text.ids) >= row.generation.max_new_tokens:
-            return Event(row.id, token, text + row.text.finish(), "length", milliseconds)
-        return Event(row.id, token, text, None, milliseconds)
-
-    def _search(self, request: _Request, watch: Stopwatch) -> Iterator[Event]:
+    def _search(self, request: WaitingRequest, watch: Stopwatch) -> Iterator[Event]:
         """Search with beams for one request; nothing is certain before the end of the search."""
         generation = request.generation
         device = request.embeddings.device
@@ -296,12 +236,12 @@ class TransformersEngine:
         row = self._row(request, device)
         milliseconds = watch.lap()
         for token in ids:
-            event = self._advance(row, token, milliseconds)
+            event = row.advance(token, milliseconds)
             yield event
             milliseconds = 0.0
             if event.finished:
                 return
-        yield Event(row.id, None, row.text.finish(), "stop", milliseconds)
+        yield row.end("stop", milliseconds)
 
 
 def _stack(keys: Tensor, new_keys: Tensor, length: int) -> Tensor:
@@ -358,5 +298,4 @@ def _generator(generation: Generation, device: torch.device) -> torch.Generator 
     """Return the request's own source of chance, None if it needs none."""
     if not generation.samples:
         return None
-    seed = int(torch.randint(2**63 - 1, ())) if generation.seed is None else generation.seed
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed_of(generation))

@@ -9,6 +9,7 @@ import torch
 
 from llava.assistant import Assistant
 from llava.engine.base import Generation
+from llava.model.prompt_model import LlavaPromptModel
 
 LARGEST = 32  # beyond it a batch gains little and delays what is written
 SHARE = 0.5  # of the free memory; the rest is for what the estimate leaves out
@@ -19,10 +20,14 @@ TEXT_TOKENS = 512  # of a long question with its template
 def choose_batch_size(assistant: Assistant, generation: Generation) -> int:
     """Return how many questions fit into half of the free memory, 1 to 32.
 
+    An engine in other processes has memory of its own.
+
     Args:
         assistant: Answers them.
         generation: How long the answers may be.
     """
+    if isinstance(assistant.model, LlavaPromptModel):
+        return LARGEST
     fitting = SHARE * free_bytes(assistant.encoder.device) / request_bytes(assistant, generation)
     return max(1, min(LARGEST, int(fitting)))
 

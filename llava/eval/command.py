@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import UserError
-from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
+from llava.options import (
+    CommandParser,
+    add_engine_options,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    positive,
+)
 from llava.utils import printable, setup_logging
 
 if TYPE_CHECKING:
@@ -101,6 +108,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     for option, kind in GENERATION_OPTIONS.items():
         answers.add_argument(f"--{option.replace('_', '-')}", type=kind, metavar="X")
     add_model_options(parser)
+    add_engine_options(parser)
 
 
 def _run_benchmarks(options: argparse.Namespace) -> int:
@@ -214,6 +222,11 @@ def default_id(model_path: str | None, token_reduction: str | None) -> str:
 
 def _load(options: argparse.Namespace, processes: Processes) -> Assistant:
     """Load the model, on the device of this process where there are several."""
+    if processes.count > 1 and options.engine == "vllm":
+        raise UserError(
+            f"{processes.count} processes were launched; vLLM uses several devices from one, with "
+            "--tensor-parallel-size"
+        )
     if options.device is None:
         options.device = processes.device()
     return load_assistant(options)

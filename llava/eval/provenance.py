@@ -71,6 +71,7 @@ def settings_of(assistant: Assistant) -> dict[str, Any]:
         "quantization": str(getattr(model, "quantization_method", None)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "reduction": str(assistant.encoder.reducer),
+        **assistant.engine.settings,
     }
 
 
@@ -82,7 +83,8 @@ def digest_of(document: Any) -> str:
 def _tokenizer_digest(assistant: Assistant) -> str:
     """Tell tokenizers apart by what they make of numbers and texts, and by the tokens that end an answer."""
     tokenizer = assistant.tokenizer
-    ends = assistant.model.generation_config.eos_token_id
+    settings = assistant.model.generation_config
+    ends = None if settings is None else settings.eos_token_id
     pieces = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
     return digest_of([pieces, tokenizer.get_added_vocab(), tokenizer.eos_token_id, ends])
 

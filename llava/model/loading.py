@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -53,19 +54,22 @@ QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; LLaVA's value where a config names none
 
 
+Model = TypeVar("Model", LlavaLlamaForCausalLM, LlavaPromptModel)
+
+
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(Generic[Model]):
     """A model that is ready to answer.
 
     Attributes:
         tokenizer: Of the language model.
-        model: In evaluation mode.
+        model: In evaluation mode; the layers of its language model may be elsewhere.
         image_processor: CLIP's, None for a plain language model.
         context_length: In tokens, as LLaVA reports it.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    model: LlavaLlamaForCausalLM
+    model: Model
     image_processor: CLIPImageProcessorPil | None
     context_length: int
 
@@ -77,7 +81,7 @@ def load_checkpoint(
     *,
     vision_tower: str | None = None,
     token_reduction: str | None = None,
-) -> LoadedModel:
+) -> LoadedModel[LlavaLlamaForCausalLM]:
     """Load a full, projector-only or LoRA checkpoint.
 
     Args:
@@ -91,7 +95,7 @@ def load_checkpoint(
         MissingFileError: If a folder or its weights are missing.
         UserError: If a config or a file does not fit.
     """
-    found = _find(model_path, model_base, vision_tower, token_reduction)
+    found = find_parts(model_path, model_base, vision_tower, token_reduction)
     tokenizer = load_tokenizer(found.source)
     model = _load_weights(found, _quantized_as_trained(placement, found.config))
     _apply_beside(model, found, tokenizer)
@@ -99,8 +103,13 @@ def load_checkpoint(
         model = apply_adapter(model, found.folder)
     model.tokenizer = tokenizer
     tower = _load_tower(model, found, placement, is_beside=vision_tower is None)
-    context_length = getattr(found.config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
-    return LoadedModel(tokenizer, model.eval(), tower.image_processor if tower else None, context_length)
+    processor = tower.image_processor if tower else None
+    return LoadedModel(tokenizer, model.eval(), processor, context_length_of(found.config))
+
+
+def context_length_of(config: LlavaConfig) -> int:
+    """Return a model's context length in tokens, as LLaVA reports it."""
+    return getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT_LENGTH
 
 
 def load_prompt_model(
@@ -119,7 +128,7 @@ def load_prompt_model(
         MissingFileError: If a folder or its weights are missing.
         UserError: If a config or a file does not fit, or an adapter changes the embedding table.
     """
-    found = _find(model_path, model_base, vision_tower, token_reduction)
+    found = find_parts(model_path, model_base, vision_tower, token_reduction)
     tokenizer = load_tokenizer(found.source)
     weights = found.beside | open_weights(found.source)
     shapes = shapes_of(weights)
@@ -133,12 +142,13 @@ def load_prompt_model(
         refuse_adapted_embeddings(found.folder)
     _apply_beside(model, found, tokenizer)
     model.tokenizer = tokenizer
+    model.generation_config = read_generation_config(found.source)
     _load_tower(model, found, placement, is_beside=vision_tower is None)
     return model.eval()
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class CheckpointParts:
     """A checkpoint's parts.
 
     Attributes:
@@ -156,9 +166,12 @@ class _Found:
     beside: dict[str, torch.Tensor]
 
 
-def _find(
-    model_path: str, model_base: str | None, vision_tower: str | None, token_reduction: str | None
-) -> _Found:
+def find_parts(
+    model_path: str,
+    model_base: str | None,
+    vision_tower: str | None = None,
+    token_reduction: str | None = None,
+) -> CheckpointParts:
     """Find a checkpoint's parts; see `load_checkpoint`."""
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
@@ -168,11 +181,11 @@ def _find(
     config.vocab_size = read_llava_config(source).vocab_size
     if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
         config.pad_token_id = None  # one of those; an embedding table refuses it
-    return _Found(folder, kind, config, source, _weights_beside(folder, kind))
+    return CheckpointParts(folder, kind, config, source, _weights_beside(folder, kind))
 
 
 def _load_tower(
-    model: LlavaMetaForCausalLM, found: _Found, placement: Placement, *, is_beside: bool
+    model: LlavaMetaForCausalLM, found: CheckpointParts, placement: Placement, *, is_beside: bool
 ) -> CLIPVisionTower | None:
     """Load a model's vision tower, if it has one, and CLIP's weights that were trained with the model.
 
@@ -261,10 +274,10 @@ def load_language_model(source: Path, config: LlavaConfig, placement: Placement)
     Raises:
         UserError: If weights are damaged, missing or of another shape.
     """
-    return _load_weights(_Found(source, CheckpointKind.FULL, config, source, {}), placement)
+    return _load_weights(CheckpointParts(source, CheckpointKind.FULL, config, source, {}), placement)
 
 
-def _load_weights(found: _Found, placement: Placement) -> LlavaLlamaForCausalLM:
+def _load_weights(found: CheckpointParts, placement: Placement) -> LlavaLlamaForCausalLM:
     """Build a model and load what the language model's folder holds of it.
 
     Raises:
@@ -272,7 +285,7 @@ def _load_weights(found: _Found, placement: Placement) -> LlavaLlamaForCausalLM:
     """
     source, config = found.source, found.config
     weights = open_weights(source)
-    _check_fit(found, weights)
+    check_fit(found, weights)
     if is_deepspeed_zero3_enabled():  # whose loader takes tensors only
         weights = {name: weight[...] for name, weight in weights.items()}
     device_map = placement.device_map
@@ -318,7 +331,7 @@ def _avoid_packing_odd_sizes(model: LlavaLlamaForCausalLM) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _check_fit(found: _Found, weights: dict[str, StoredWeight]) -> None:
+def check_fit(found: CheckpointParts, weights: dict[str, StoredWeight]) -> None:
     """Refuse a config that does not describe the weights of a model, and say which of them are not read.
 
     Raises:
@@ -354,7 +367,9 @@ def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tenso
 
 
 def _apply_beside(
-    model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found, tokenizer: PreTrainedTokenizerBase
+    model: LlavaLlamaForCausalLM | LlavaPromptModel,
+    found: CheckpointParts,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Load what a checkpoint has beside the base's weights, except for an adapter's layers.
 
@@ -370,7 +385,9 @@ def _apply_beside(
 
 
 def _apply_projector(
-    model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found, tokenizer: PreTrainedTokenizerBase
+    model: LlavaLlamaForCausalLM | LlavaPromptModel,
+    found: CheckpointParts,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Load what stage 1 left: the projector, and what it has of embeddings and the token between lines."""
     path, stored = found.folder / PROJECTOR_FILE, found.beside
@@ -380,7 +397,7 @@ def _apply_projector(
     _fill(model, {name: tensor for name, tensor in stored.items() if name == NEWLINE}, path)
 
 
-def _apply_trained(model: LlavaLlamaForCausalLM | LlavaPromptModel, found: _Found) -> None:
+def _apply_trained(model: LlavaLlamaForCausalLM | LlavaPromptModel, found: CheckpointParts) -> None:
     """Load what was trained beside an adapter.
 
     Raises:

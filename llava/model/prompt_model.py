@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
@@ -35,6 +36,12 @@ class LlavaPromptModel(LlavaMetaForCausalLM, nn.Module):
         self.config = config
         self.model = _PromptModules(config)
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.generation_config: GenerationConfig | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the embeddings."""
+        return self.model.embed_tokens.weight.dtype
 
     def get_model(self) -> _PromptModules:
         """Return what holds the modules."""

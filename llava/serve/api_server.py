@@ -10,7 +10,7 @@ import signal
 import socket
 
 from llava.errors import UserError
-from llava.options import add_model_options, load_assistant, name_of_model, positive
+from llava.options import add_engine_options, add_model_options, load_assistant, name_of_model, positive
 from llava.serve.web import listen, warn_if_open
 from llava.utils import setup_logging
 
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images whose http(s) URLs a request names, from public addresses only",
     )
     add_model_options(parser)
+    add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import UserError
-from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
+from llava.options import (
+    CommandParser,
+    add_engine_options,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    positive,
+)
 from llava.serve.conversation_log import ConversationLog
 from llava.utils import exit_on_user_error
 
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the demo."""
     add_page_arguments(parser)
     add_model_options(parser)
+    add_engine_options(parser)
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,14 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import PromptTooLongError, UserError
-from llava.options import CommandParser, add_model_options, load_assistant, name_of_model, positive
+from llava.options import (
+    CommandParser,
+    add_engine_options,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    positive,
+)
 from llava.serve.protocol import (
     HEART_BEAT_S,
     WORKER_PORT,
@@ -279,6 +286,7 @@ def build_parser() -> CommandParser:
     ignored.add_argument("--use-flash-attn", action="store_true", help="it is used where it can be")
     ignored.add_argument("--stream-interval", type=int, default=1, metavar="N")
     add_model_options(parser)
+    add_engine_options(parser)
     return parser
 
 

@@ -1,10 +1,15 @@
 """How many questions are answered together: by what one takes and what is free."""
 
+from types import SimpleNamespace
+
 import torch
 
+from llava.assistant import bundled_checkpoint
 from llava.engine.base import Generation
 from llava.eval import batch_size
 from llava.eval.batch_size import LARGEST, choose_batch_size, free_bytes, request_bytes
+from llava.model.loading import load_prompt_model
+from llava.model.placement import choose_placement
 
 
 def test_a_question_takes_its_cache_and_one_layers_activations(shapes):
@@ -22,6 +27,12 @@ def test_half_of_the_free_memory_is_used(shapes, monkeypatch):
     for free, expected in ((0, 1), (each, 1), (9 * each, 4), (10**6 * each, LARGEST)):
         monkeypatch.setattr(batch_size, "free_bytes", lambda _, free=free: free)
         assert choose_batch_size(shapes, generation) == expected
+
+
+def test_memory_of_an_engine_elsewhere_is_not_counted(monkeypatch):
+    model = load_prompt_model(str(bundled_checkpoint()), None, choose_placement("cpu", None))
+    monkeypatch.setattr(batch_size, "free_bytes", lambda _: 0)
+    assert choose_batch_size(SimpleNamespace(model=model), Generation()) == LARGEST
 
 
 def test_free_memory_is_some():

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 
+from llava.errors import UserError
 from llava.eval.__main__ import main
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.command import default_id
+from llava.eval.command import _load, add_arguments, default_id
+from llava.eval.processes import Processes
+from llava.options import CommandParser
 from tests.conftest import TINY_LLAVA
 
 TABLE = "gqa mmbench mmbench_cn mme scienceqa textvqa seed mmvet pope vqav2 vizwiz llava_bench qbench"
@@ -172,3 +175,11 @@ def test_results_go_below_results_miniatures_apart(miniatures, tmp_path, monkeyp
     assert (tmp_path / "results" / "miniatures" / "llava-v1.5-tiny-none" / "pope-first-1.json").exists()
     assert main(["report", "results"]) == 0
     assert "| `llava-v1.5-tiny-none`" in capsys.readouterr().out
+
+
+def test_vllm_has_its_own_way_to_use_several_devices():
+    parser = CommandParser()
+    add_arguments(parser)
+    options = parser.parse_args(["pope", "--engine", "vllm"])
+    with pytest.raises(UserError, match="2 processes were launched; vLLM uses several devices from one"):
+        _load(options, Processes(0, 2))

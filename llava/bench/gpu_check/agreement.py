@@ -82,7 +82,7 @@ def compare_cases(device: torch.device, dtype: str) -> list[Agreement]:
 @torch.inference_mode()
 def compare(assistant: Assistant, case: dict[str, Any], expected: Tensor) -> Agreement:
     """Compare one case of `tests/golden/cases.json`, and its last logits (V,)."""
-    model, device = assistant.model, assistant.encoder.device
+    model, device = assistant.whole_model, assistant.encoder.device
     model.set_token_reduction(case["reduce"])
     image = Image.open(GOLDEN / case["image"]).convert("RGB")
     prompt = assistant.render(Request.ask(case["question"], image))

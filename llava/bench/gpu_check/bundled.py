@@ -65,7 +65,7 @@ def sit(exam: Exam, device: torch.device, dtype: str, batch: int) -> tuple[list[
         UserError: If a question cannot be answered.
     """
     assistant = Assistant.load(device=str(device), dtype=dtype)
-    assistant.router = Router(TransformersEngine(assistant.model, assistant.tokenizer, max_rows=batch))
+    assistant.router = Router(TransformersEngine(assistant.whole_model, assistant.tokenizer, max_rows=batch))
     answers_in_batches(assistant, exam.pairs[:WARM_UP], batch, NEW_TOKENS)
     began = time.perf_counter()
     answers = answers_in_batches(assistant, exam.pairs, batch, NEW_TOKENS)

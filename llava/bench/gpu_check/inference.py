@@ -121,7 +121,7 @@ class StageBench:
 
     def __init__(self, sizes: dict[str, int], device: torch.device, size: Size, rates: Rates) -> None:
         self.assistant = random_assistant(sizes, size.clip, device=device, dtype=require_bfloat16(device))
-        self.model = self.assistant.model
+        self.model = self.assistant.whole_model
         self.encoder = self.assistant.encoder
         self.encoder.tower.load_text_encoder()
         self.engine = TransformersEngine(self.model, self.assistant.tokenizer, max_rows=max(size.batches))

@@ -1,0 +1,62 @@
+"""What runs the language model, as command lines say it."""
+
+import importlib.util
+
+import pytest
+
+from llava.assistant import Assistant
+from llava.engine import vllm_engine
+from llava.engine.vllm_engine import VllmOptions
+from llava.errors import UserError
+from llava.options import CommandParser, add_engine_options, read_vllm_options
+
+
+def read(*flags):
+    parser = CommandParser()
+    add_engine_options(parser)
+    return read_vllm_options(parser.parse_args(flags))
+
+
+def test_transformers_runs_it_unless_vllm_is_asked_for():
+    assert read() is read("--engine", "transformers") is None
+    assert read("--engine", "vllm") == VllmOptions(1, {})
+
+
+def test_options_of_vllm_have_values_of_json_or_are_texts():
+    flags = [
+        *("max_model_len=4096", "--enforce-eager=true", "quantization=fp8", "cudagraph_capture_sizes=[1, 2]"),
+        *("gpu_memory_utilization=0.5", "reasoning_parser=", "served_model_name=a=b"),
+    ]
+    more = [flag for option in flags for flag in (f"--vllm-option={option}",)]
+    options = read("--engine", "vllm", "--tensor-parallel-size", "2", *more)
+    assert options == VllmOptions(
+        2,
+        {
+            **{"max_model_len": 4096, "enforce_eager": True, "quantization": "fp8"},
+            **{"cudagraph_capture_sizes": [1, 2], "gpu_memory_utilization": 0.5},
+            **{"reasoning_parser": "", "served_model_name": "a=b"},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--engine", "sglang"), "invalid choice"),
+        (("--engine", "vllm", "--tensor-parallel-size", "0"), "accepted: 1 or more"),
+        (("--engine", "vllm", "--vllm-option", "max_model_len"), "accepted: NAME=VALUE"),
+        (("--engine", "vllm", "--vllm-option", "=3"), "accepted: NAME=VALUE"),
+        (("--tensor-parallel-size", "2"), "go with --engine vllm"),
+        (("--vllm-option", "max_model_len=3"), "go with --engine vllm"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        read(*flags)
+
+
+def test_without_vllm_a_sentence_says_how_to_get_it(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None if name == "vllm" else find(name))
+    with pytest.raises(UserError, match=r"needs vLLM, .*: pip install 'llava\[vllm\]'"):
+        Assistant.load(device="cpu", vllm=VllmOptions())
