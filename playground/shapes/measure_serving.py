@@ -111,7 +111,10 @@ def serving(engine: str, reduction: str, more: Sequence[str]) -> Iterator[str]:
     command = [sys.executable, "-m", "llava.main", "serve", "--port", "0", "--token-reduction", reduction]
     with tempfile.TemporaryFile("w+") as log:  # it reports every request
         process = subprocess.Popen(
-            [*command, "--queue", "1000", *more], stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--engine", engine, "--queue", "1000", *more],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         assert process.stdout is not None
         try:
