@@ -344,6 +344,14 @@ def shapes_of(weights: Mapping[str, StoredWeight]) -> dict[str, tuple[int, ...]]
     }
 
 
+def dtypes_of(weights: Mapping[str, StoredWeight]) -> dict[str, str]:
+    """Return the names of the types of weights from `open_weights`, without reading them."""
+    return {
+        name: str(weight.dtype if isinstance(weight, Tensor) else weight.get_dtype())
+        for name, weight in weights.items()
+    }
+
+
 def unreadable(path: Path, error: Exception) -> str:
     """Say in one sentence that weights are damaged, or hold something else than tensors."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+FLOATING = re.compile(r"(torch\.)?(b?float|double|b?f)\d+", re.IGNORECASE)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Weights by name, without their values."""
@@ -82,6 +84,50 @@ def check_shapes(build: Callable[[], nn.Module], shapes: Shapes, folder: Path) -
         if shapes[name] != shape:
             raise UserError(f"{folder} does not fit the config: {name}: {shapes[name]} instead of {shape}")
     return set(shapes.keys() - expected.keys())
+
+
+def refuse_other_types(dtypes: Mapping[str, str], needed: Iterable[str], folder: Path) -> None:
+    """Refuse weights that are stored as whole numbers, of which no library says what they mean.
+
+    Args:
+        dtypes: Of what is stored, by name, such as ``F16`` or ``int64``.
+        needed: Names of the model's weights.
+        folder: The checkpoint's, for messages.
+
+    Raises:
+        UserError: If there are any.
+    """
+    for name in needed:
+        if name in dtypes and not FLOATING.match(dtypes[name]):
+            raise UserError(f"{folder} stores {name} as {dtypes[name]}; accepted: numbers with a fraction")
+
+
+def refuse_nonfinite(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that are infinite or not a number, with which a model says nothing that makes sense.
+
+    Args:
+        model: Loaded; what accelerate keeps elsewhere is not looked at.
+        folder: The checkpoint's, for messages.
+
+    Raises:
+        UserError: If there are any.
+    """
+    sums: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.is_meta:
+            # Neither can hide in a sum; one number a weight is fetched from the device, all of them at once.
+            sums[name] = weight.detach().sum(dtype=torch.float32)
+    by_device: dict[torch.device, list[str]] = {}
+    for name, total in sums.items():
+        by_device.setdefault(total.device, []).append(name)
+    for names in by_device.values():
+        finite = torch.stack([sums[name] for name in names]).isfinite().tolist()
+        if not all(finite):
+            first = names[finite.index(False)]
+            raise UserError(
+                f"{folder} has weights that are not finite (NaN or infinite): {finite.count(False)} of "
+                f"{len(names)} tensors, the first is {first}"
+            )
 
 
 def warn_of_surplus(names: set[str], folder: Path) -> None:

@@ -29,6 +29,7 @@ from llava.model.checkpoint_files import (
     CheckpointKind,
     StoredWeight,
     checkpoint_kind,
+    dtypes_of,
     iterate_weights,
     open_weights,
     own_file,
@@ -37,7 +38,13 @@ from llava.model.checkpoint_files import (
     shapes_of,
     unreadable,
 )
-from llava.model.checkpoint_sizes import check_layers, check_shapes, warn_of_surplus
+from llava.model.checkpoint_sizes import (
+    check_layers,
+    check_shapes,
+    refuse_nonfinite,
+    refuse_other_types,
+    warn_of_surplus,
+)
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM
@@ -48,6 +55,9 @@ from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = 2.0**-7  # relative, twice that of bfloat16
+TOWER_PART = "vision_tower."  # in front of CLIP's own names, below the name of LLaVA's tower
 
 # What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
 QUANTIZATION_KEYS = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
@@ -103,6 +113,7 @@ def load_checkpoint(
         model = apply_adapter(model, found.folder)
     model.tokenizer = tokenizer
     tower = _load_tower(model, found, placement, is_beside=vision_tower is None)
+    refuse_nonfinite(model, found.folder)
     processor = tower.image_processor if tower else None
     return LoadedModel(tokenizer, model.eval(), processor, context_length_of(found.config))
 
@@ -133,6 +144,7 @@ def load_prompt_model(
     weights = found.beside | open_weights(found.source)
     shapes = shapes_of(weights)
     surplus = check_shapes(lambda: LlavaPromptModel(found.config), shapes, found.folder)
+    refuse_other_types(dtypes_of(weights), shapes.keys() - surplus, found.folder)
     with torch.device("meta"):
         model = LlavaPromptModel(found.config).requires_grad_(False)
     own = {name: weights[name][...].to(placement.dtype) for name in shapes.keys() - surplus}
@@ -144,6 +156,7 @@ def load_prompt_model(
     model.tokenizer = tokenizer
     model.generation_config = read_generation_config(found.source)
     _load_tower(model, found, placement, is_beside=vision_tower is None)
+    refuse_nonfinite(model, found.folder)
     return model.eval()
 
 
@@ -202,10 +215,45 @@ def _load_tower(
     neighbor = found.folder if is_beside else None
     tower.load_model(beside=neighbor, device=model.input_device, dtype=placement.dtype)
     _check_width(tower, found.config)
-    if getattr(found.config, "unfreeze_mm_vision_tower", False):
+    is_trained = bool(getattr(found.config, "unfreeze_mm_vision_tower", False))
+    if not is_trained and _brings_other_tower(found, tower):
+        is_trained = True
+        logger.warning(
+            "%s stores a vision tower unlike that of %s; its own is used, though its config does not say "
+            "that it was trained",
+            *(found.folder, tower.folder),
+        )
+    if is_trained:
         load_trained_tower(model, found.source)
         _fill_tower(model, found.beside, found.folder)
     return tower
+
+
+def _brings_other_tower(found: CheckpointParts, tower: CLIPVisionTower) -> bool:
+    """Tell whether a checkpoint stores a vision tower with other weights than CLIP's, which it should name.
+
+    Most checkpoints store a copy of CLIP, which their training has rounded to bfloat16. Of matrices the first
+    rows are compared: training changes all rows.
+    """
+    prefix, own = f"{TOWER}{TOWER_PART}", tower.state_dict()
+    stored = {
+        name.removeprefix(prefix): weight
+        for name, weight in (open_weights(found.source) | found.beside).items()
+        if name.startswith(prefix) and name.removeprefix(TOWER) in own
+    }
+    if not stored:
+        return False
+    clip = open_weights(tower.folder)
+    return any(name in clip and not _is_copy(weight, clip[name]) for name, weight in stored.items())
+
+
+def _is_copy(one: StoredWeight, other: StoredWeight) -> bool:
+    """Tell whether two stored weights begin alike, but for rounding; one of another shape says nothing."""
+    shapes = shapes_of({"one": one, "other": other})
+    if shapes["one"] != shapes["other"]:
+        return True
+    first, second = (weight[:1] if len(shapes["one"]) > 1 else weight[...] for weight in (one, other))
+    return torch.allclose(first.float(), second.float(), rtol=ROUNDING, atol=ROUNDING * 1e-3)
 
 
 def _quantized_as_trained(placement: Placement, config: LlavaConfig) -> Placement:
@@ -343,6 +391,7 @@ def check_fit(found: CheckpointParts, weights: dict[str, StoredWeight]) -> None:
     if config.tie_word_embeddings and "model.embed_tokens.weight" in shapes:
         shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])
     surplus = check_shapes(lambda: build_model(LlavaLlamaForCausalLM, config, "eager"), shapes, folder)
+    refuse_other_types(dtypes_of(found.beside | weights), shapes.keys() - surplus, folder)
     # CLIP comes from its own folder, and old checkpoints store what is computed from the config.
     known = {name for name in surplus if name.startswith(TOWER) or name.endswith("rotary_emb.inv_freq")}
     warn_of_surplus(surplus - known - found.beside.keys(), folder)

@@ -141,8 +141,10 @@ def test_lora_with_base(checkpoint_copy, base, loaded):
     folder = base.parent / "llava-tiny-lora"
     lora = write_lora(folder)
     trained = {name: tensor.clone() for name, tensor in lora.state_dict().items() if "mm_projector" in name}
-    # What a published TRIM run stores besides, its frozen CLIP; it must not replace CLIP's own weights.
-    trained["base_model.model.model.vision_tower.vision_tower.visual_projection.weight"] = torch.zeros(24, 48)
+    # What a published TRIM run stores besides, its frozen CLIP; rounded, it must not replace CLIP's own.
+    clip = load_file(TINY_CLIP / "model.safetensors")["visual_projection.weight"]
+    stored = "base_model.model.model.vision_tower.vision_tower.visual_projection.weight"
+    trained[stored] = clip.bfloat16().float()
     torch.save(trained, folder / "non_lora_trainables.bin")
     assert checkpoint_kind(folder) is CheckpointKind.LORA
     with torch.no_grad():
@@ -152,7 +154,7 @@ def test_lora_with_base(checkpoint_copy, base, loaded):
     # Worst difference seen: 4e-7; merging adds the adapter to the weights before the product.
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, logits(loaded[1]), atol=1e-3)
-    assert merged.get_vision_tower().vision_tower.visual_projection.weight.abs().sum() > 0
+    assert torch.equal(merged.get_vision_tower().vision_tower.visual_projection.weight, clip)
 
     nothing = {"base_model.model.model.nothing.weight": torch.ones(1)}
     torch.save(trained | nothing, folder / "non_lora_trainables.bin")
@@ -192,15 +194,29 @@ def test_an_authors_local_tower_folder_is_replaced(checkpoint_copy):
     assert model.config.mm_vision_tower == str(TINY_CLIP)
 
 
-def test_tower_weights_of_a_checkpoint_count_only_if_it_trained_them(checkpoint_copy, loaded):
+def test_tower_weights_of_a_checkpoint_count_if_they_are_no_copy_of_clips(checkpoint_copy, loaded, caplog):
     folder = checkpoint_copy(mm_vision_tower=str(TINY_CLIP))
     weights = weights_of(folder)
     prefix = "model.vision_tower.vision_tower.vision_model."  # the keys of older transformers
     clip = load_file(TINY_CLIP / "model.safetensors")
     vision = {name: tensor for name, tensor in clip.items() if name.startswith("vision_model.")}
-    weights |= {prefix + name.removeprefix("vision_model."): tensor * 0.5 for name, tensor in vision.items()}
-    torch.save(weights, folder / "pytorch_model.bin")
+
+    def store(change):
+        more = {prefix + name.removeprefix("vision_model."): change(one) for name, one in vision.items()}
+        torch.save(weights | more, folder / "pytorch_model.bin")
+
+    # As LLaVA-1.5's own checkpoints do: trained in bfloat16 with a frozen CLIP, stored in float16.
+    store(lambda tensor: tensor.bfloat16().half())
     assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+    store(lambda tensor: tensor[:0])  # what a run that splits weights leaves of those it does not train
+    assert torch.equal(logits(load(folder)[1]), logits(loaded[1]))
+    assert "vision tower" not in caplog.text
+
+    store(lambda tensor: tensor * 0.5)
+    tower = load(folder)[1].get_vision_tower()
+    trained = tower.vision_tower.vision_model.post_layernorm.weight
+    assert torch.equal(trained, clip["vision_model.post_layernorm.weight"] * 0.5)
+    assert "stores a vision tower unlike that of" in caplog.text
 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "unfreeze_mm_vision_tower": True}))
