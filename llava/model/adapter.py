@@ -68,7 +68,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UserError: If it asks for anything that is not supported.
     """
     path, values = folder / ADAPTER_CONFIG, read_config(folder, ADAPTER_CONFIG)
-    defaults = _defaults()
+    defaults = default_adapter_config()
     for key in sorted(values.keys() - ADAPTER_KEYS.keys() - IRRELEVANT_KEYS):
         if values[key] and values[key] != defaults.get(key):
             raise UserError(
@@ -78,7 +78,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return pick(values, ADAPTER_KEYS, path, "config of a LoRA adapter")
 
 
-def _defaults() -> dict[str, Any]:
+def default_adapter_config() -> dict[str, Any]:
     """Return what a LoRA config says if nothing was chosen.
 
     Raises:
@@ -176,4 +176,4 @@ def _expected_rank(layer: str, config: dict[str, Any]) -> int:
     for name, rank in (config.get("rank_pattern") or {}).items():
         if layer == name.removeprefix("^") or (name[0] != "^" and layer.endswith(f".{name}")):
             return rank
-    return config.get("r") or _defaults()["r"]
+    return config.get("r") or default_adapter_config()["r"]

@@ -22,6 +22,7 @@ from llava.model.checkpoint_files import (
     read_tensors,
 )
 from llava.model.loading import QUANTIZATION_KEYS
+from llava.train.lora import drop_new_keys
 
 LORA = "lora_"
 
@@ -132,6 +133,7 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     adapter = {name: tensor for name, tensor in weights.items() if LORA in name}
     # "auto" would ask the model hub whether the base's embeddings have the same size.
     model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
+    drop_new_keys(folder)
     config = deepcopy(model.config)
     # The base's weights are stored as they were; whether to quantize them is for who loads them to say, and
     # only how they were quantized is told.
