@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -82,6 +82,30 @@ def name_elsewhere(name: str, beside: Path | None = None) -> str:
     """
     place = _local_folder(name, beside)
     return name if place is None else str(place.absolute())
+
+
+def is_same_model(named: str, used: str, beside: Path | None = None) -> bool:
+    """Tell whether two names seem to mean the same model: their last parts say so, or those of their folders.
+
+    A hub id, its copy in any folder, and a link to that are the same; nothing is fetched to find out.
+
+    Args:
+        named: What a checkpoint says.
+        used: What the user says.
+        beside: The checkpoint; see `resolve_folder`.
+    """
+    return not _last_parts(named, beside).isdisjoint(_last_parts(used))
+
+
+def _last_parts(name: str, beside: Path | None = None) -> set[str]:
+    """Return the last part of a name and, if it is a folder's, of where that really lies."""
+    place = _local_folder(name, beside)
+    if place is None:
+        return {PurePath(name).name}
+    real = place.resolve()
+    # models--org--name/snapshots/<revision>
+    cached = {real.parent.parent.name.rpartition("--")[2]} if real.parent.name == "snapshots" else set()
+    return {place.absolute().name, real.name} | cached
 
 
 def _local_folder(name: str, beside: Path | None) -> Path | None:

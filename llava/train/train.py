@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -18,6 +19,8 @@ from llava.conversation import conv_templates
 from llava.data.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.errors import UserError
 from llava.folder_lock import lock_folder
+from llava.model.adapter import warn_of_other_base
+from llava.model.checkpoint_files import CheckpointKind
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -31,7 +34,7 @@ from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
-from llava.utils import exit_on_user_error, process_rank, setup_logging
+from llava.utils import exit_on_user_error, process_rank, refuse_overwriting, setup_logging
 
 REPORT_DELAY_S = 10.0
 
@@ -61,6 +64,8 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
     """
     model_args, data_args, training_args = parse_arguments(argv)
+    inputs = (model_args.model_name_or_path, model_args.vision_tower)
+    refuse_overwriting("--output_dir", Path(training_args.output_dir), *inputs)
     check_output_folder(training_args.output_dir)
     with (
         lock_folder(training_args.output_dir, "--output_dir") if training_args.should_save else nullcontext()
@@ -80,6 +85,8 @@ def _train(
     if checkpoint is not None:
         under_deepspeed = bool(training_args.deepspeed)
         check_resumable(checkpoint, training_args.saves, training_args.world_size, under_deepspeed)
+        if training_args.saves is CheckpointKind.LORA:
+            warn_of_other_base(checkpoint, model_args.model_name_or_path)
     template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args, given)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)

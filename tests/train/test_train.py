@@ -593,6 +593,19 @@ def test_mistakes_are_one_sentence_before_anything_is_loaded(
         raise UserError(error)
 
 
+@pytest.mark.parametrize("flag", ["model_name_or_path", "vision_tower"])
+def test_no_run_writes_over_what_it_reads(command, checkpoint_copy, flag: str):
+    base = checkpoint_copy()
+    folder = base if flag == "model_name_or_path" else base.parent / CLIP.name
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    link = base.parent / "link"
+    link.symlink_to(folder)
+    for output in (folder, f"{folder}/", link):
+        with pytest.raises(UserError, match="--output_dir .* would overwrite .*; name another folder"):
+            train(argv=command("finetune", output_dir=output, **{flag: folder}))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named(
     command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, workers: int
