@@ -312,6 +312,17 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path: Path, stage: str, 
         torch.testing.assert_close(second[name], tensor)
 
 
+def test_resuming_an_adapter_on_another_base_is_told(
+    command, language_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    steps = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, **LORA}
+    train(argv=command("finetune", **steps))
+    other = shutil.copytree(language_model, tmp_path / "other")
+    caplog.clear()
+    train(argv=command("finetune", model_name_or_path=other, **steps))
+    assert f"was trained on {language_model}, and is used with {other}" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_run_that_was_over_trains_nothing_more(command, tmp_path: Path):
     """Also where it was killed while it wrote its result, in the middle of an epoch of 3 steps."""
