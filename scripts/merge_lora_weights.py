@@ -61,13 +61,13 @@ def merge_lora(model_path: str, model_base: str, target: Path, force: bool = Fal
     if (target / "config.json").exists():
         raise UserError(f"{target} holds a model already; name another folder with --save-model-path")
     base = resolve_folder(model_base)
+    placement = Placement(torch.device("cpu"), stored_dtype(base))
     named = find_other_base(folder, model_base)
     if named is not None and not force:
         raise UserError(
             f"{folder} was trained on {named!r}, and --model-base is {model_base!r}: with another model it is "
             "noise; name that one, or add --force to merge all the same"
         )
-    placement = Placement(torch.device("cpu"), stored_dtype(base))
     check_output_folder(target)
     loaded = load_checkpoint(str(folder), str(base), placement)
     save_full_checkpoint(loaded.model, loaded.tokenizer, target, beside=folder)

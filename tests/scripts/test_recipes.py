@@ -5,7 +5,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from llava.train.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 TRIM = "finetune_8gpu_TRIM.sh"
+LIMIT_S = 60
 
 # As LLaVA's and TRIM's own scripts have them.
 COMMON: dict[str, Any] = {
@@ -276,6 +279,10 @@ def test_the_global_batch_is_kept(variables: dict[str, Any], accumulation: str, 
             {"LAUNCHER": "torchrun", "GPUS": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"},
             "torchrun --nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr first --master_port 29500",
         ),
+        (
+            {"LAUNCHER": "torchrun", "GPUS": "1", "NNODES": "9", "NODE_RANK": "08", "MASTER_ADDR": "first"},
+            "torchrun --nproc_per_node 1 --nnodes 9 --node_rank 8 --master_addr first --master_port 29500",
+        ),
     ],
 )
 def test_processes_follow_the_machines(variables: dict[str, Any], starter: str, tmp_path: Path):
@@ -295,7 +302,12 @@ def test_processes_follow_the_machines(variables: dict[str, Any], starter: str, 
         ({"BATCH": "a lot"}, "BATCH is 'a lot'; accepted: a whole number of at least 1"),
         ({"NODE_RANK": "x"}, "NODE_RANK is 'x'; accepted: 0 to NNODES - 1, which is 0"),
         ({"NODE_RANK": "2", "NNODES": "2"}, "NODE_RANK is '2'; accepted: 0 to NNODES - 1, which is 1"),
+        ({"NODE_RANK": "09", "NNODES": "9"}, "NODE_RANK is '09'; accepted: 0 to NNODES - 1, which is 8"),
+        ({"NODE_RANK": "9" * 30}, "accepted: 0 to NNODES - 1, which is 0"),
         ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "08"}, "MASTER_PORT is '08'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536'; accepted: a port from 1 to 65535"),
         ({"ZERO": ""}, "ZERO is empty, so DeepSpeed has nothing to do: set LAUNCHER=torchrun too"),
         ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi'; accepted: deepspeed, torchrun"),
         ({"HOSTFILE": "nowhere"}, "no host file 'nowhere' (HOSTFILE)"),
@@ -382,6 +394,46 @@ def test_training_is_logged_and_its_exit_code_kept(clone: Path, tools: Path):
     assert log.name.startswith("finetune_8gpu_TRIM-2") and log.suffix == ".log"
     assert log.read_text() == result.stdout
     assert result.stdout.startswith("==> deepspeed --num_gpus 1 ")
+
+
+# As deepspeed: what it starts outlives it.
+CARELESS = 'sleep 600 & echo $$ $! >"$PIDS.new"; mv "$PIDS.new" "$PIDS"; wait'
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and was not yet asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
+@pytest.mark.parametrize(
+    ("addressee", "number"),
+    [("script", signal.SIGTERM), ("launcher", signal.SIGTERM), ("launcher", signal.SIGKILL)],
+)
+def test_a_signal_leaves_nothing_running(
+    clone: Path, tools: Path, tmp_path: Path, addressee: str, number: signal.Signals
+):
+    for name in ("sleep", "mv"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    program(tools / "deepspeed", CARELESS)
+    pids = tmp_path / "pids"
+    with subprocess.Popen(
+        ["bash", str(clone / "scripts" / TRIM)],
+        env={"PATH": str(tools), "CUDA_VISIBLE_DEVICES": "", "PIDS": str(pids)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as script:
+        while not pids.exists():
+            assert script.poll() is None
+            time.sleep(0.05)
+        launcher, worker = map(int, pids.read_text().split())
+        assert is_alive(launcher) and is_alive(worker)
+        os.kill({"script": script.pid, "launcher": launcher}[addressee], number)
+        assert script.wait(LIMIT_S) == 128 + number
+    assert not is_alive(launcher) and not is_alive(worker)
 
 
 def test_logs_go_where_they_are_wanted(clone: Path, tools: Path, tmp_path: Path):
