@@ -27,7 +27,7 @@ HALF_PAIR = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON may write it, but it is no character, and tokenizers fail on it."""
 
 Record = dict[str, Any]
-"""``conversations`` (a list of turns), and optionally ``id`` and ``image`` (relative to the image folder)."""
+"""``conversations`` (a list of turns), and optionally ``id`` and ``image`` (a path below the image folder)."""
 
 
 class Fault(Enum):
@@ -162,7 +162,12 @@ def image_path(record: Record, image_folder: str | Path | None) -> Path:
         raise UserError(f"it has an image ({name!r}), so --image_folder is needed")
     # Only the words are checked: a folder may well consist of links to where the images really are.
     words = PurePath(os.path.normpath(name))
-    if words.is_absolute() or words.parts[:1] == (os.pardir,):
+    if words.is_absolute():
+        folders = (find(image_folder) for find in (os.path.abspath, os.path.realpath))
+        leads_out = not any(map(words.is_relative_to, folders))
+    else:
+        leads_out = words.parts[:1] == (os.pardir,)
+    if leads_out:
         raise UserError(f"the image path {name!r} leads out of the image folder {str(image_folder)!r}")
     return Path(image_folder) / name
 
@@ -251,10 +256,15 @@ def _check_turns(record: Any, template: Conversation) -> None:
             )
         if half := HALF_PAIR.search(turn["value"]):
             raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is not a character")
-    turns = alternating_turns(turns)
+    first, turns = turns[0], alternating_turns(turns)
     if not turns:
         raise UserError("it has no turn of 'human'")
     shown = sum(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns)
+    if "image" in record and not shown and DEFAULT_IMAGE_TOKEN in first["value"]:
+        raise UserError(
+            f"{DEFAULT_IMAGE_TOKEN} stands in a first turn of {ROLES[1]!r} alone, which is left out; expected it in "
+            f"a turn of {ROLES[0]!r}"
+        )
     if "image" in record and shown > 1:
         raise UserError(f"{DEFAULT_IMAGE_TOKEN} stands in {shown} turns, but there is one image")
     if "image" not in record and template.sep_style is SeparatorStyle.PLAIN:

@@ -511,9 +511,33 @@ def test_old_flags_and_abbreviations_are_accepted(command):
     _, data_args, training_args = parse_arguments(command("finetune", **old))
     assert data_args.lazy_preprocess
     assert training_args.per_device_train_batch_size == 3
-    assert training_args.warmup_steps == pytest.approx(0.03)
+    assert training_args.get_warmup_steps(100) == 3
     assert training_args.gradient_checkpointing
     assert training_args.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ({}, 0),
+        ({"warmup_ratio": 0}, 0),
+        ({"warmup_ratio": 0.03}, 4),  # rounded up
+        ({"warmup_ratio": 0.5}, 51),
+        ({"warmup_ratio": 1.0}, 101),
+        ({"warmup_ratio": 1.0, "warmup_steps": 7}, 7),
+        ({"warmup_steps": 0.03}, 4),  # as transformers 5 writes a share
+        ({"warmup_steps": 1}, 1),
+    ],
+)
+def test_warmup_is_a_share_of_all_steps(command, flags: dict[str, float], steps: int):
+    _, _, training_args = parse_arguments(command("finetune", **flags))
+    assert training_args.get_warmup_steps(101) == steps
+
+
+def test_a_rate_may_grow_to_the_last_step(command, trained):
+    train(argv=command("finetune", warmup_ratio=1.0, max_steps=4, learning_rate=1e-2))
+    rates = [entry["learning_rate"] for entry in trained[0].state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0, 0.25e-2, 0.5e-2, 0.75e-2])
 
 
 def test_every_flag_of_llava_and_trim_is_accepted(command):
