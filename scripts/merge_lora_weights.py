@@ -52,8 +52,8 @@ def merge_lora(model_path: str, model_base: str, target: Path, force: bool = Fal
 
     Raises:
         MissingFileError: If the adapter, the base or CLIP is missing.
-        UserError: If the first is not a LoRA checkpoint, does not fit or names another base, or the result cannot
-            be written.
+        UserError: If the first is not a LoRA checkpoint, does not fit or names another base, or the result
+            cannot be written.
     """
     folder = resolve_folder(model_path)
     if checkpoint_kind(folder) is not CheckpointKind.LORA:
@@ -65,8 +65,8 @@ def merge_lora(model_path: str, model_base: str, target: Path, force: bool = Fal
     named = find_other_base(folder, model_base)
     if named is not None and not force:
         raise UserError(
-            f"{folder} was trained on {named!r}, and --model-base is {model_base!r}: with another model it is noise;"
-            " name that one, or add --force to merge all the same"
+            f"{folder} was trained on {named!r}, and --model-base is {model_base!r}: with another it is "
+            "noise; name that one, or add --force to merge all the same"
         )
     check_output_folder(target)
     loaded = load_checkpoint(str(folder), str(base), placement)

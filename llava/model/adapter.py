@@ -102,7 +102,7 @@ def warn_of_other_base(folder: Path, base: str) -> None:
     named = find_other_base(folder, base)
     if named is not None:
         logger.warning(
-            "the adapter %s was trained on %s, and is used with %s: with another model it is noise",
+            "the adapter %s was trained on %s, and is used with %s: with another it is noise",
             folder,
             named,
             base,

@@ -181,7 +181,7 @@ class TrainingArguments(transformers.TrainingArguments):
             use_one_gpu(inherited)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Count the steps in which the rate grows: as many as --warmup_steps, or else the share --warmup_ratio.
+        """Count the steps in which the rate grows: --warmup_steps, or else the share --warmup_ratio.
 
         transformers 5 has one number for both, of which 1.0 is one step.
         """
