@@ -279,8 +279,8 @@ def _check_shown(first: Turn, turns: Sequence[Turn]) -> None:
         raise UserError(f"{DEFAULT_IMAGE_TOKEN} stands in {shown} turns, but there is one image")
     if not shown and DEFAULT_IMAGE_TOKEN in first["value"]:
         raise UserError(
-            f"{DEFAULT_IMAGE_TOKEN} stands in a first turn of {ROLES[1]!r} alone, which is left out; expected in a "
-            f"turn of {ROLES[0]!r}"
+            f"{DEFAULT_IMAGE_TOKEN} stands in a first turn of {ROLES[1]!r} alone, which is left out; "
+            f"expected in a turn of {ROLES[0]!r}"
         )
 
 

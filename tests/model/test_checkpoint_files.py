@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_files import (
+    _Bar,
     is_same_model,
     open_weights,
     own_file,
@@ -207,3 +209,15 @@ def test_a_copy_and_a_link_are_the_same_model(
     assert is_same_model(named, used, beside=tmp_path / "adapter") is is_same
     monkeypatch.chdir(tmp_path / "models/vicuna-7b-v1.5")
     assert is_same_model("lmsys/vicuna-7b-v1.5", ".")
+
+
+def test_downloads_draw_no_bars_into_files():
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    drawn = []
+    for stream in (StringIO(), Terminal()):
+        assert list(_Bar(range(3), desc="Fetching 3 files", file=stream)) == [0, 1, 2]
+        drawn.append("\r" in stream.getvalue())
+    assert drawn == [False, True]

@@ -73,6 +73,7 @@ def run(recipe: str, world: Path, *flags: str, **variables: object) -> Path:
     log = next((world / "logs").glob(f"{name}-*.log")).read_text()
     assert "step 3/3" in log
     assert "visual_tokens_mean" in log
+    assert "\r" not in log  # of a progress bar
     return output
 
 
