@@ -160,6 +160,11 @@ def load_parts(model: nn.Module, path: Path) -> None:
         raise UserError(f"{path} holds {unexpected[0]!r}, which the model has not")
 
 
+def moved_projector(folder: Path) -> Path:
+    """Return where the projector of a run goes whose output folder is itself named ``checkpoint-*``."""
+    return folder.parent / "mm_projector" / f"{folder.name}.bin"
+
+
 def save_final(trainer: Any) -> None:
     """Write the result of a run into its output folder: a full checkpoint, or what of it was trained.
 
@@ -176,6 +181,6 @@ def save_final(trainer: Any) -> None:
     trainer.save_model(str(folder))
     projector = folder / PROJECTOR_FILE
     if trainer.args.should_save and folder.name.startswith("checkpoint-") and projector.is_file():
-        target = folder.parent / "mm_projector" / f"{folder.name}.bin"
+        target = moved_projector(folder)
         target.parent.mkdir(exist_ok=True)
         projector.replace(target)

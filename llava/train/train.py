@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import time
@@ -34,7 +35,10 @@ from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
+from llava.train.result import describe_result
 from llava.utils import exit_on_user_error, process_rank, refuse_overwriting, setup_logging
+
+logger = logging.getLogger(__name__)
 
 REPORT_DELAY_S = 10.0
 
@@ -98,6 +102,8 @@ def _train(
     trainer = LLaVATrainer(model=model, args=training_args, processing_class=tokenizer, **data)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_final(trainer)
+    if process_rank() == 0:
+        logger.info(describe_result(model_args, data_args, training_args, records))
 
 
 def read_data(data_args: DataArguments, has_tower: bool) -> list[Record]:
