@@ -64,27 +64,30 @@ VICUNA = {
     "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin",
 }
 TASK = {"model_name_or_path": "liuhaotian/llava-v1.5-13b", "pretrain_mm_mlp_adapter": None}
+VICUNA_7B = {
+    "model_name_or_path": "lmsys/vicuna-7b-v1.5",
+    "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-7b-pretrain/mm_projector.bin",
+}
+PRETRAINING = {
+    **COMMON,
+    "model_name_or_path": "lmsys/vicuna-13b-v1.5",
+    "pretrain_mm_mlp_adapter": None,
+    "output_dir": "checkpoints/llava-v1.5-13b-pretrain",
+    "version": "plain",
+    "data_path": "playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+    "image_folder": "playground/data/LLaVA-Pretrain/images",
+    "image_aspect_ratio": "square",
+    "group_by_modality_length": False,
+    "tune_mm_mlp_adapter": True,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "save_steps": 24000,
+}
+SMALL_LORA = {"lora_enable": True, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05}
 # ZeRO's stage, and all other settings.
 RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
-    "v1_5/pretrain.sh": (
-        2,
-        COMMON
-        | {
-            "model_name_or_path": "lmsys/vicuna-13b-v1.5",
-            "pretrain_mm_mlp_adapter": None,
-            "output_dir": "checkpoints/llava-v1.5-13b-pretrain",
-            "version": "plain",
-            "data_path": "playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
-            "image_folder": "playground/data/LLaVA-Pretrain/images",
-            "image_aspect_ratio": "square",
-            "group_by_modality_length": False,
-            "tune_mm_mlp_adapter": True,
-            "per_device_train_batch_size": 32,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 1e-3,
-            "save_steps": 24000,
-        },
-    ),
+    "v1_5/pretrain.sh": (2, PRETRAINING),
     "v1_5/finetune.sh": (3, FINE_TUNING | VICUNA | {"output_dir": "checkpoints/llava-v1.5-13b"}),
     "v1_5/finetune_lora.sh": (
         3,
@@ -97,17 +100,60 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "finetune_qlora.sh": (
         2,
+        FINE_TUNING | VICUNA | SMALL_LORA | {"bits": 4, "output_dir": "checkpoints/llava-v1.5-13b-qlora"},
+    ),
+    "pretrain.sh": (
+        2,
+        PRETRAINING
+        | {
+            "model_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "output_dir": "checkpoints/llava-v1.5-7b-pretrain",
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 4,
+        },
+    ),
+    "finetune.sh": (
+        3,
+        FINE_TUNING
+        | VICUNA_7B
+        | {
+            "output_dir": "checkpoints/llava-v1.5-7b",
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 4,
+        },
+    ),
+    "finetune_lora.sh": (
+        2,
+        FINE_TUNING | VICUNA | SMALL_LORA | {"output_dir": "checkpoints/llava-v1.5-13b-lora-r64"},
+    ),
+    "finetune_full_schedule.sh": (
+        2,
         FINE_TUNING
         | VICUNA
-        | {"lora_enable": True, "bits": 4, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05}
-        | {"output_dir": "checkpoints/llava-v1.5-13b-qlora"},
+        | {
+            "data_path": "playground/data/llava_instruct_158k.json",
+            "image_folder": "playground/data/coco/train2017",
+            "output_dir": "checkpoints/llava-v1.5-13b-full-schedule",
+            "num_train_epochs": 3,
+        },
+    ),
+    "finetune_sqa.sh": (
+        2,
+        FINE_TUNING
+        | {
+            "model_name_or_path": "lmsys/vicuna-13b-v1.3",
+            "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.3-13b-pretrain/mm_projector.bin",
+            "data_path": "playground/data/eval/scienceqa/llava_train_QCM-LEA.json",
+            "image_folder": "playground/data/eval/scienceqa/images/train",
+            "output_dir": "checkpoints/llava-v1.3-13b-sqa",
+            "num_train_epochs": 12,
+        },
     ),
     TRIM: (
         3,
         FINE_TUNING
+        | VICUNA_7B
         | {
-            "model_name_or_path": "lmsys/vicuna-7b-v1.5",
-            "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-7b-pretrain/mm_projector.bin",
             "output_dir": "checkpoints/finetuned/llava-vicuna-7b-v1.5-TRIM_T-1",
             "mm_vision_token_reduce_func": "TRIM:-1",
             "per_device_train_batch_size": 4,
