@@ -89,7 +89,7 @@ def _train(
     if checkpoint is not None:
         under_deepspeed = bool(training_args.deepspeed)
         check_resumable(checkpoint, training_args.saves, training_args.world_size, under_deepspeed)
-        if training_args.saves is CheckpointKind.LORA:
+        if training_args.saves is CheckpointKind.LORA and process_rank() == 0:
             warn_of_other_base(checkpoint, model_args.model_name_or_path)
     template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args, given)

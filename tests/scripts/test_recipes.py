@@ -457,7 +457,12 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
 @pytest.mark.parametrize(
     ("addressee", "number"),
-    [("script", signal.SIGTERM), ("launcher", signal.SIGTERM), ("launcher", signal.SIGKILL)],
+    [
+        ("script", signal.SIGTERM),
+        ("script", signal.SIGINT),
+        ("launcher", signal.SIGTERM),
+        ("launcher", signal.SIGKILL),
+    ],
 )
 def test_a_signal_leaves_nothing_running(
     clone: Path, tools: Path, tmp_path: Path, addressee: str, number: signal.Signals
