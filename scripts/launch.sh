@@ -161,9 +161,10 @@ run_group() {
 # End what is left of the process group $1: in peace at first, by force after half a minute.
 end_group() {
     local seconds
+    kill -TERM -- "-$1" 2>/dev/null || return 0
     for ((seconds = 0; seconds < 30; seconds++)); do
-        kill -TERM -- "-$1" 2>/dev/null || return 0
         sleep 1
+        kill -0 -- "-$1" 2>/dev/null || return 0
     done
     kill -KILL -- "-$1" 2>/dev/null || true
 }

@@ -11,7 +11,7 @@ def check_wandb_login() -> None:
     """
     import wandb
 
-    if wandb.setup().settings.mode not in ("online", "shared"):
+    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
         return
     try:
         is_logged_in = wandb.login(prompt=False, verify=False)
