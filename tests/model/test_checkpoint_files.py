@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import save_file
 
 from llava.errors import MissingFileError, UserError
@@ -212,6 +213,8 @@ def test_a_copy_and_a_link_are_the_same_model(
 
 
 def test_downloads_draw_no_bars_into_files():
+    enable_progress_bars()  # whatever a command of another test has chosen
+
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True
