@@ -87,12 +87,12 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def refuse_overwriting(option: str, output: Path | None, *inputs: str | Path | None) -> None:
-    """Refuse to write a file over one that is read.
+    """Refuse to write a file over one that is read, or into a folder that is read.
 
     Args:
         option: What names the output on the command line.
-        output: File to write, if any.
-        *inputs: Files that are read; URLs and what is missing are none.
+        output: File or folder to write, if any.
+        *inputs: Files and folders that are read; URLs, ids and what is missing are none.
 
     Raises:
         UserError: If the output is one of them, also by way of a link.
@@ -101,7 +101,8 @@ def refuse_overwriting(option: str, output: Path | None, *inputs: str | Path | N
         return
     for source in inputs:
         if source is not None and Path(source).exists() and output.samefile(source):
-            raise UserError(f"{option} {output} would overwrite {source}, which is read; name another file")
+            kind = "folder" if output.is_dir() else "file"
+            raise UserError(f"{option} {output} would overwrite {source}, which is read; name another {kind}")
 
 
 def setup_logging(level: int = logging.INFO) -> None:

@@ -3,7 +3,7 @@
 # The published run: 7B, 8 GPUs, 4 samples each x accumulation 4. To change the reduction, edit the two lines
 # below or set variables of the same names: -1 keeps the patches that stand out, 0.25 a quarter, 64 that many.
 # It starts from a projector, liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5 or one of your own:
-#   MODEL=lmsys/vicuna-7b-v1.5 OUTPUT=checkpoints/llava-v1.5-7b-pretrain bash scripts/v1_5/pretrain.sh
+#   bash scripts/pretrain.sh
 # The assignments further down are defaults of environment variables; --help shows these and all others.
 chosen_func="${reduce_func:-}" chosen_param="${reduce_func_param:-}"
 reduce_func=TRIM

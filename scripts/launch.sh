@@ -123,7 +123,8 @@ show_command() {
     printf '%s\n' "${line# }"
 }
 
-# Become the command, so that its exit code and the signals it gets are the script's; all it says is logged.
+# Run the command, whose exit code is the script's, and log all that it says. A signal to the script, or the end of
+# the command by one, ends all of its processes: deepspeed's own end would leave them training.
 run_command() {
     local log node=""
     check_gpus
@@ -135,7 +136,37 @@ run_command() {
     { mkdir -p -- "$LOGS" && : >"$log"; } 2>/dev/null || fail "the log '$log' cannot be written (LOGS)"
     exec > >(tee -i -- "$log") 2>&1
     say "$(show_command)"
-    PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 exec "${command[@]}"
+    export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+    run_group "${command[@]}"
+}
+
+# Run $@ as a process group of its own, hand signals on to all of it, and leave nothing of it behind.
+run_group() {
+    local leader code interrupted=yes signal
+    set -m
+    "$@" </dev/null &
+    leader=$!
+    for signal in INT TERM HUP; do
+        # shellcheck disable=SC2064 # the numbers are known now
+        trap "interrupted=yes; kill -$signal -- -$leader 2>/dev/null || true" "$signal"
+    done
+    while [[ -n "$interrupted" ]]; do # such a signal ends the waiting, not the command
+        interrupted=""
+        { wait "$leader" && code=0 || code=$?; } 2>/dev/null
+    done
+    end_group "$leader"
+    exit "$code"
+}
+
+# End what is left of the process group $1: in peace at first, by force after half a minute.
+end_group() {
+    local seconds
+    kill -TERM -- "-$1" 2>/dev/null || return 0
+    for ((seconds = 0; seconds < 30; seconds++)); do
+        sleep 1
+        kill -0 -- "-$1" 2>/dev/null || return 0
+    done
+    kill -KILL -- "-$1" 2>/dev/null || true
 }
 
 # Take programs from the repository's .venv; an environment that is active comes before it.

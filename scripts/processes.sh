@@ -4,16 +4,17 @@
 require_counts() {
     local name
     for name in "$@"; do
-        [[ "${!name:-1}" =~ ^[1-9][0-9]*$ ]] ||
+        [[ "${!name:-1}" =~ ^[1-9][0-9]{0,8}$ ]] ||
             fail "$name is '${!name}'; accepted: a whole number of at least 1"
     done
 }
 
 # The machines and ports of several processes; what is empty is chosen by the launcher.
 require_addresses() {
-    [[ "$NODE_RANK" =~ ^[0-9]+$ && "$NODE_RANK" -lt "$NNODES" ]] ||
+    [[ "$NODE_RANK" =~ ^[0-9]{1,9}$ && $((10#$NODE_RANK)) -lt "$NNODES" ]] ||
         fail "NODE_RANK is '$NODE_RANK'; accepted: 0 to NNODES - 1, which is $((NNODES - 1))"
-    [[ "${MASTER_PORT:-1}" =~ ^[0-9]+$ && "${MASTER_PORT:-1}" -le 65535 ]] ||
+    NODE_RANK=$((10#$NODE_RANK)) # job systems may write 08, which is no octal number
+    [[ "${MASTER_PORT:-1}" =~ ^[1-9][0-9]{0,4}$ && "${MASTER_PORT:-1}" -le 65535 ]] ||
         fail "MASTER_PORT is '$MASTER_PORT'; accepted: a port from 1 to 65535"
     [[ -n "$ZERO" || "$LAUNCHER" != deepspeed ]] ||
         fail "ZERO is empty, so DeepSpeed has nothing to do: set LAUNCHER=torchrun too"

@@ -17,7 +17,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.errors import MissingFileError, UserError
-from llava.train.preprocess import ROLES, alternating_turns, render
+from llava.train.preprocess import ROLES, Turn, alternating_turns, render
 from llava.utils import process_rank
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ HALF_PAIR = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON may write it, but it is no character, and tokenizers fail on it."""
 
 Record = dict[str, Any]
-"""``conversations`` (a list of turns), and optionally ``id`` and ``image`` (relative to the image folder)."""
+"""``conversations`` (a list of turns), and optionally ``id`` and ``image`` (below the image folder)."""
 
 
 class Fault(Enum):
@@ -162,7 +162,12 @@ def image_path(record: Record, image_folder: str | Path | None) -> Path:
         raise UserError(f"it has an image ({name!r}), so --image_folder is needed")
     # Only the words are checked: a folder may well consist of links to where the images really are.
     words = PurePath(os.path.normpath(name))
-    if words.is_absolute() or words.parts[:1] == (os.pardir,):
+    if words.is_absolute():
+        folders = (find(image_folder) for find in (os.path.abspath, os.path.realpath))
+        leads_out = not any(map(words.is_relative_to, folders))
+    else:
+        leads_out = words.parts[:1] == (os.pardir,)
+    if leads_out:
         raise UserError(f"the image path {name!r} leads out of the image folder {str(image_folder)!r}")
     return Path(image_folder) / name
 
@@ -251,16 +256,32 @@ def _check_turns(record: Any, template: Conversation) -> None:
             )
         if half := HALF_PAIR.search(turn["value"]):
             raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is not a character")
-    turns = alternating_turns(turns)
-    if not turns:
+    spoken = alternating_turns(turns)
+    if not spoken:
         raise UserError("it has no turn of 'human'")
-    shown = sum(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns)
-    if "image" in record and shown > 1:
-        raise UserError(f"{DEFAULT_IMAGE_TOKEN} stands in {shown} turns, but there is one image")
-    if "image" not in record and template.sep_style is SeparatorStyle.PLAIN:
+    if "image" in record:
+        _check_shown(turns[0], spoken)
+    elif template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("it has no 'image'")
     # Templates ask for something of the first turns only, and of how many there are if they want just two.
-    render(turns[:3], template)
+    render(spoken[:3], template)
+
+
+def _check_shown(first: Turn, turns: Sequence[Turn]) -> None:
+    """Make sure that a record's image is not shown twice, nor by a turn alone that is left out.
+
+    Args:
+        first: The first turn of the record.
+        turns: Those that are trained on.
+    """
+    shown = sum(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns)
+    if shown > 1:
+        raise UserError(f"{DEFAULT_IMAGE_TOKEN} stands in {shown} turns, but there is one image")
+    if not shown and DEFAULT_IMAGE_TOKEN in first["value"]:
+        raise UserError(
+            f"{DEFAULT_IMAGE_TOKEN} stands in a first turn of {ROLES[1]!r} alone, which is left out; "
+            f"expected in a turn of {ROLES[0]!r}"
+        )
 
 
 def _kind(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from importlib.util import find_spec
@@ -10,8 +11,10 @@ from typing import Any
 
 from llava.errors import UserError
 from llava.model.checkpoint_configs import COUNT, FLAG, NUMBER, TEXT, Kind, pick
-from llava.model.checkpoint_files import ADAPTER_FILES, own_file, read_config, read_shapes
+from llava.model.checkpoint_files import ADAPTER_FILES, is_same_model, own_file, read_config, read_shapes
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 WRAPPER = "base_model.model."  # what peft puts in front of the names of the model's modules
@@ -68,7 +71,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UserError: If it asks for anything that is not supported.
     """
     path, values = folder / ADAPTER_CONFIG, read_config(folder, ADAPTER_CONFIG)
-    defaults = _defaults()
+    defaults = default_adapter_config()
     for key in sorted(values.keys() - ADAPTER_KEYS.keys() - IRRELEVANT_KEYS):
         if values[key] and values[key] != defaults.get(key):
             raise UserError(
@@ -78,7 +81,35 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return pick(values, ADAPTER_KEYS, path, "config of a LoRA adapter")
 
 
-def _defaults() -> dict[str, Any]:
+def find_other_base(folder: Path, base: str) -> str | None:
+    """Return the base that an adapter's config names, if it seems to be another one than ``base``.
+
+    Args:
+        folder: The adapter's.
+        base: Folder or hub id.
+
+    Raises:
+        UserError: If the config cannot be read.
+    """
+    values = read_config(folder, ADAPTER_CONFIG) if own_file(folder, ADAPTER_CONFIG) else {}
+    named = values.get("base_model_name_or_path")
+    is_other = isinstance(named, str) and named and not is_same_model(named, base, beside=folder)
+    return named if is_other else None
+
+
+def warn_of_other_base(folder: Path, base: str) -> None:
+    """Warn if an adapter is used with another base than its config names; see `find_other_base`."""
+    named = find_other_base(folder, base)
+    if named is not None:
+        logger.warning(
+            "the adapter %s was trained on %s, and is used with %s: with another it is noise",
+            folder,
+            named,
+            base,
+        )
+
+
+def default_adapter_config() -> dict[str, Any]:
     """Return what a LoRA config says if nothing was chosen.
 
     Raises:
@@ -176,4 +207,4 @@ def _expected_rank(layer: str, config: dict[str, Any]) -> int:
     for name, rank in (config.get("rank_pattern") or {}).items():
         if layer == name.removeprefix("^") or (name[0] != "^" and layer.endswith(f".{name}")):
             return rank
-    return config.get("r") or _defaults()["r"]
+    return config.get("r") or default_adapter_config()["r"]

@@ -10,13 +10,13 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import tqdm, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -84,6 +84,30 @@ def name_elsewhere(name: str, beside: Path | None = None) -> str:
     return name if place is None else str(place.absolute())
 
 
+def is_same_model(named: str, used: str, beside: Path | None = None) -> bool:
+    """Tell whether two names seem to mean the same model: their last parts say so, or those of their folders.
+
+    A hub id, its copy in any folder, and a link to that are the same; nothing is fetched to find out.
+
+    Args:
+        named: What a checkpoint says.
+        used: What the user says.
+        beside: The checkpoint; see `resolve_folder`.
+    """
+    return not _last_parts(named, beside).isdisjoint(_last_parts(used))
+
+
+def _last_parts(name: str, beside: Path | None = None) -> set[str]:
+    """Return the last part of a name and, if it is a folder's, of where that really lies."""
+    place = _local_folder(name, beside)
+    if place is None:
+        return {PurePath(name).name}
+    real = place.resolve()
+    # models--org--name/snapshots/<revision>
+    cached = {real.parent.parent.name.rpartition("--")[2]} if real.parent.name == "snapshots" else set()
+    return {place.absolute().name, real.name} | cached
+
+
 def _local_folder(name: str, beside: Path | None) -> Path | None:
     """Return the folder of this machine that a name means, if there is one."""
     path = _expanded(name)
@@ -111,6 +135,13 @@ def _exists(path: Path) -> bool:
         return False
 
 
+class _Bar(tqdm):
+    """The hub client's progress bar, on terminals only: in a file it would be a line without an end."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"disable": None, **settings})
+
+
 def _download(hub_id: str) -> Path:
     """Fetch a repository of the configured hub, or take the cached copy if the hub is out of reach.
 
@@ -123,7 +154,11 @@ def _download(hub_id: str) -> Path:
         files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).siblings or ()]
         has_safetensors = any(file in files for file in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
         duplicates = ["pytorch_model*.bin"] if has_safetensors else None
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates))
+        return Path(
+            snapshot_download(
+                hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates, tqdm_class=_Bar
+            )
+        )
     except HFValidationError:
         raise MissingFileError(
             f"no model folder {hub_id!r}, and it is not a valid id of the model hub"
@@ -139,7 +174,8 @@ def _cached(hub_id: str, reason: str) -> Path:
         MissingFileError: If there is no copy.
     """
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES, local_files_only=True))
+        found = snapshot_download(hub_id, allow_patterns=WANTED_FILES, local_files_only=True, tqdm_class=_Bar)
+        return Path(found)
     except LocalEntryNotFoundError:
         raise MissingFileError(
             f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"

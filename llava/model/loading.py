@@ -18,7 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 from llava.errors import UserError
 from llava.internals import build_model
-from llava.model.adapter import apply_adapter, read_adapter_config, refuse_adapted_embeddings
+from llava.model.adapter import (
+    apply_adapter,
+    read_adapter_config,
+    refuse_adapted_embeddings,
+    warn_of_other_base,
+)
 from llava.model.checkpoint_configs import read_generation_config, read_llava_config
 from llava.model.checkpoint_files import (
     NEWLINE,
@@ -277,6 +282,8 @@ def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str |
             logger.warning("%s is a full checkpoint; --model-base %s is not used", folder, model_base)
         return folder
     if model_base is not None:
+        if kind is CheckpointKind.LORA:
+            warn_of_other_base(folder, model_base)
         return resolve_folder(model_base)
     if kind is CheckpointKind.LORA:
         named = read_adapter_config(folder).get("base_model_name_or_path")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from llava.errors import UserError
+from llava.train.wandb_login import check_wandb_login
+from llava.utils import process_rank
 
 if TYPE_CHECKING:
     from llava.train.arguments import ModelArguments, TrainingArguments
@@ -119,7 +121,7 @@ def _check_quantized(training_args: TrainingArguments) -> None:
 
 
 def check_reporters(training_args: TrainingArguments) -> None:
-    """Refuse a report that does not exist, or needs a package which is not installed.
+    """Refuse a report that does not exist, or needs a package which is not installed or a login.
 
     Raises:
         UserError: If it needs one.
@@ -128,3 +130,5 @@ def check_reporters(training_args: TrainingArguments) -> None:
         check_choice("--report_to", name, ("none", "all", *INTEGRATION_TO_CALLBACK))
         if name in REPORTERS and find_spec(name) is None:
             raise UserError(f"--report_to {name} needs {name}: pip install 'llava[train]'")
+    if "wandb" in training_args.report_to and process_rank() == 0:  # the one that reports
+        check_wandb_login()

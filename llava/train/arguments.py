@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = _arg(False, "Batches of one modality and of similar length.")
     disable_tqdm: bool | None = _arg(True, "Progress as log lines instead of a bar.")
     evaluation_strategy: str | None = _arg(None, "Old name of eval_strategy.")
-    warmup_ratio: float | None = _arg(None, "Old name of a warmup_steps below 1.")
+    warmup_ratio: float | None = _arg(None, "Share of all steps in which the rate grows; 1.0 is all of them.")
 
     overwrite_output_dir: bool = _arg(
         False, "Remove checkpoints and results in the output folder and begin anew, instead of resuming."
@@ -156,8 +157,6 @@ class TrainingArguments(transformers.TrainingArguments):
         inherited: Any = self
         if self.evaluation_strategy is not None:
             inherited.eval_strategy = self.evaluation_strategy
-        if self.warmup_ratio and not inherited.warmup_steps:
-            inherited.warmup_steps = self.warmup_ratio
         if self.group_by_length:
             inherited.train_sampling_strategy = "group_by_length"
         if getattr(self, "activation_checkpointing", True) is None:
@@ -192,6 +191,16 @@ class TrainingArguments(transformers.TrainingArguments):
                 inherited.n_gpu,
             )
             use_one_gpu(inherited)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Count the steps in which the rate grows: --warmup_steps, or else the share --warmup_ratio.
+
+        transformers 5 has one number for both, of which 1.0 is one step.
+        """
+        inherited: Any = self
+        if self.warmup_ratio and not inherited.warmup_steps:
+            return math.ceil(num_training_steps * self.warmup_ratio)
+        return super().get_warmup_steps(num_training_steps)
 
     @property
     def saves(self) -> CheckpointKind:

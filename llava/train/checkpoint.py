@@ -23,6 +23,7 @@ from llava.model.checkpoint_files import (
 )
 from llava.model.loading import QUANTIZATION_KEYS
 from llava.train.fingerprint import write_fingerprint
+from llava.train.lora import drop_new_keys
 
 LORA = "lora_"
 
@@ -201,6 +202,7 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     adapter = {name: tensor for name, tensor in weights.items() if LORA in name}
     # "auto" would ask the model hub whether the base's embeddings have the same size.
     model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
+    drop_new_keys(folder)
     config = deepcopy(model.config)
     # The base's weights are stored as they were; whether to quantize them is for who loads them to say, and
     # only how they were quantized is told.
@@ -227,6 +229,11 @@ def load_parts(model: nn.Module, path: Path) -> None:
         raise UserError(f"{path} holds {unexpected[0]!r}, which the model has not")
 
 
+def moved_projector(folder: Path) -> Path:
+    """Return where the projector of a run goes whose output folder is itself named ``checkpoint-*``."""
+    return folder.parent / "mm_projector" / f"{folder.name}.bin"
+
+
 def save_final(trainer: Any) -> None:
     """Write the result of a run into its output folder: a full checkpoint, or what of it was trained.
 
@@ -244,7 +251,7 @@ def save_final(trainer: Any) -> None:
     trainer.model.config.use_cache = used_cache
     projector = folder / PROJECTOR_FILE
     if trainer.args.should_save and folder.name.startswith("checkpoint-") and projector.is_file():
-        target = folder.parent / "mm_projector" / f"{folder.name}.bin"
+        target = moved_projector(folder)
         target.parent.mkdir(exist_ok=True)
         projector.replace(target)
 

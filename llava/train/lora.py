@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
 
+from llava.model.adapter import ADAPTER_CONFIG, default_adapter_config
+from llava.model.checkpoint_files import read_config
 from llava.train.arguments import TrainingArguments
 
 # Not adapted: they learn whole, stay frozen, or are read by nothing but the loss.
 LEFT_OUT = ("mm_projector", "vision_tower", "vision_resampler")
 HEAD = "lm_head"
+# What peft 0.8.2 knows of an adapter's config. It refuses any other key, and LLaVA's users have it.
+OLD_CONFIG_KEYS = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode"),
+    *("init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha"),
+    *("lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r"),
+    *("rank_pattern", "revision", "target_modules", "task_type", "use_rslora"),
+}
 
 LoraBias = Literal["none", "all", "lora_only"]
 
@@ -88,3 +99,16 @@ def add_lora(model: nn.Module, settings: LoraSettings, base: str) -> Any:
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not settings.keeps_dtype)
     adapted.active_peft_config.base_model_name_or_path = base
     return adapted
+
+
+def drop_new_keys(folder: Path) -> None:
+    """Rewrite the config of an adapter that peft saved, so that peft from 0.8.2 on reads it as the same.
+
+    Args:
+        folder: The adapter's. Newer keys stay where their values are not the defaults.
+    """
+    values, defaults = read_config(folder, ADAPTER_CONFIG), default_adapter_config()
+    kept = {
+        key: value for key, value in values.items() if key in OLD_CONFIG_KEYS or value != defaults.get(key)
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import time
@@ -19,6 +20,8 @@ from llava.conversation import conv_templates
 from llava.data.records import Record, check_image_folder, check_records, has_images, read_records
 from llava.errors import UserError
 from llava.folder_lock import lock_folder
+from llava.model.adapter import warn_of_other_base
+from llava.model.checkpoint_files import CheckpointKind
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -39,7 +42,16 @@ from llava.train.fingerprint import check_same_run, fingerprint_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
-from llava.utils import exit_on_user_error, on_first_process, process_rank, setup_logging
+from llava.train.result import describe_result
+from llava.utils import (
+    exit_on_user_error,
+    on_first_process,
+    process_rank,
+    refuse_overwriting,
+    setup_logging,
+)
+
+logger = logging.getLogger(__name__)
 
 REPORT_DELAY_S = 10.0
 
@@ -69,6 +81,8 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
     """
     model_args, data_args, training_args = parse_arguments(argv)
+    inputs = (model_args.model_name_or_path, model_args.vision_tower)
+    refuse_overwriting("--output_dir", Path(training_args.output_dir), *inputs)
     with alone(training_args.output_dir):
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
 
@@ -103,7 +117,7 @@ def _train(
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
     fingerprint = on_first_process(lambda: fingerprint_of(model_args, data_args, training_args))
-    checkpoint = on_first_process(lambda: choose_checkpoint(training_args, fingerprint))
+    checkpoint = on_first_process(lambda: choose_checkpoint(model_args, training_args, fingerprint))
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)
     data = make_supervised_data_module(
         tokenizer, data_args, template=template, text_source=model_args.mm_text_source, records=records
@@ -113,9 +127,13 @@ def _train(
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_result()
+    if process_rank() == 0:
+        logger.info(describe_result(model_args, data_args, training_args, records))
 
 
-def choose_checkpoint(training_args: TrainingArguments, fingerprint: dict[str, Any]) -> Path | None:
+def choose_checkpoint(
+    model_args: ModelArguments, training_args: TrainingArguments, fingerprint: dict[str, Any]
+) -> Path | None:
     """Return the checkpoint to resume from, or ``None`` to begin anew; then the output folder is cleared.
 
     Raises:
@@ -128,6 +146,8 @@ def choose_checkpoint(training_args: TrainingArguments, fingerprint: dict[str, A
     if checkpoint is not None:
         check_resumable(checkpoint, kind, training_args.world_size, bool(training_args.deepspeed))
         check_same_run(checkpoint, fingerprint, anyway=training_args.resume_anyway)
+        if kind is CheckpointKind.LORA:
+            warn_of_other_base(checkpoint, model_args.model_name_or_path)
     check_kind(folder, kind)
     return checkpoint
 

@@ -28,7 +28,7 @@ def draw_pictures(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with Pool(min(8, os.cpu_count() or 1)) as pool:
         shares = pool.imap(partial(_draw, folder), TRAIN[:count], chunksize=16)
-        coverage = np.stack(list(tqdm(shares, total=count, desc="pictures", mininterval=5)))
+        coverage = np.stack(list(tqdm(shares, total=count, desc="pictures", mininterval=5, disable=None)))
     partial_name = folder / "coverage.partial.npy"
     np.save(partial_name, coverage)
     partial_name.rename(folder / "coverage.npy")

@@ -106,6 +106,16 @@ def test_all_that_is_wrong_is_listed_and_counted(check: Check):
     assert "gone.png" in listed[4] and "truncated or damaged" in listed[5] and "not an image" in listed[6]
 
 
+def test_absolute_paths_and_turns_that_are_left_out_are_judged_as_by_training(check: Check, images: Path):
+    inside = record("<image> Q", "A", image=str(images / "0.png"))
+    greeting = {"from": "gpt", "value": "<image> Hello."}
+    greeted = {**TEXT, "image": "0.png", "conversations": [greeting, *TEXT["conversations"]]}
+    assert check([inside])[1][-1] == "training would run"
+    code, lines = check([inside, greeted, record("<image> Q", "A", image=str(images.parent / "0.png"))])
+    assert (code, lines[-1]) == (1, "training would fail: 2 wrong records")
+    assert "<image> stands in a first turn of 'gpt' alone" in "".join(lines)
+
+
 def test_bad_images_are_no_failure_if_they_are_skipped(check: Check):
     images = [GOOD, *BAD[6:]]
     code, lines = check(images, "--on_bad", "skip")

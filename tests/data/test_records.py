@@ -18,6 +18,7 @@ from llava.data.records import (
 )
 from llava.errors import MissingFileError, UserError
 
+TEXT = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 
 
@@ -67,6 +68,10 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ({"conversations": TURNS, "image": "../a.png"}, "leads out of the image folder"),
         ({"conversations": TURNS, "image": "a/../../b.png"}, "leads out of the image folder"),
         ({"conversations": TURNS, "image": "/etc/a.png"}, "leads out of the image folder"),
+        (
+            {"conversations": [{"from": "gpt", "value": "<image>"}, *TEXT], "image": "a.png"},
+            "<image> stands in a first turn of 'gpt' alone, which is left out; expected in a turn of ",
+        ),
         ({"conversations": TURNS, "image": ["a.png"]}, "path of one image"),
         ({"conversations": TURNS, "image": "\ud800.png"}, "path of one image"),
         ({"conversations": [{"from": "human", "value": "\ud83d"}]}, "'.ud83d', half of a surrogate pair"),
@@ -105,6 +110,34 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "folder.jpg/../a.jpg", "link.jpg"])
 def test_images_that_are_there_are_found(images: Path, name: str):
     check_records([with_image(name)], images, conv_templates["v1"])
+
+
+@pytest.mark.parametrize("folder", [".", "images", "link", "/", "ABSOLUTE"])
+def test_absolute_paths_below_the_folder_are_found(folder: str, tmp_path: Path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.chdir(tmp_path)
+    image_folder = folder.replace("ABSOLUTE", str(tmp_path))
+    name = str(tmp_path / "images" / "a.jpg")
+    check_records([with_image(name)], image_folder, conv_templates["v1"])
+    assert image_path(with_image(name), image_folder) == Path(name)
+
+
+def test_absolute_paths_elsewhere_lead_out(tmp_path: Path):
+    for name in ("images-of-others/a.jpg", "images/../a.jpg"):
+        with pytest.raises(UserError, match="leads out of the image folder"):
+            image_path(with_image(f"{tmp_path}/{name}"), tmp_path / "images")
+
+
+def test_an_image_of_a_turn_that_is_left_out_may_stand_elsewhere_too():
+    greeting = {"from": "gpt", "value": "<image>"}
+    assert not list(
+        find_problems([{"conversations": [greeting, *TURNS], "id": 1}], None, conv_templates["v1"])
+    )
+    both = {"conversations": [greeting, *TURNS], "image": "a.png"}
+    with pytest.raises(MissingFileError):  # of the image alone
+        check_records([both], "images", conv_templates["v1"])
 
 
 @pytest.mark.parametrize(

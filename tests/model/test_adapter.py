@@ -155,3 +155,13 @@ def test_files_that_the_library_would_open_by_name_are_refused(adapter):
     os.mkfifo(folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match="is not a file"):
         load(folder, TINY_LLAVA)
+
+
+def test_an_adapter_over_another_base_is_told(adapter, caplog: pytest.LogCaptureFixture, tmp_path: Path):
+    folder = adapter(base_model_name_or_path="lmsys/vicuna-7b-v1.5")
+    copy = shutil.copytree(TINY_LLAVA, tmp_path / "vicuna-7b-v1.5")
+    load(folder, copy)
+    assert caplog.text == ""
+    load(folder, TINY_LLAVA)
+    (record,) = caplog.records
+    assert f"was trained on lmsys/vicuna-7b-v1.5, and is used with {TINY_LLAVA}" in record.message

@@ -3,14 +3,24 @@
 import json
 import shutil
 import zipfile
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import save_file
 
 from llava.errors import MissingFileError, UserError
-from llava.model.checkpoint_files import open_weights, own_file, read_config, read_tensors, shapes_of
+from llava.model.checkpoint_files import (
+    _Bar,
+    is_same_model,
+    open_weights,
+    own_file,
+    read_config,
+    read_tensors,
+    shapes_of,
+)
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4)}
 
@@ -170,3 +180,47 @@ def test_hostile_json_is_one_sentence(text: str, reason: str, tmp_path: Path):
 def test_a_missing_config_is_named(tmp_path: Path):
     with pytest.raises(MissingFileError, match=r"has no config\.json"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "used", "is_same"),
+    [
+        ("lmsys/vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5", True),
+        ("lmsys/vicuna-7b-v1.5", "models/vicuna-7b-v1.5/", True),
+        ("/gone/vicuna-7b-v1.5", "models/vicuna-7b-v1.5", True),
+        ("lmsys/vicuna-7b-v1.5", "link", True),
+        ("link", "models/vicuna-7b-v1.5", True),
+        ("models/vicuna-7b-v1.5", "link", True),
+        ("lmsys/vicuna-7b-v1.5", "hub/models--lmsys--vicuna-7b-v1.5/snapshots/0123abc", True),
+        ("vicuna-7b-v1.5", "models/vicuna-7b-v1.5", True),
+        ("lmsys/vicuna-7b-v1.5", "lmsys/vicuna-13b-v1.5", False),
+        ("lmsys/vicuna-7b-v1.5", "models/vicuna-13b-v1.5", False),
+        ("models/vicuna-13b-v1.5", "link", False),
+        ("/gone\0/" + "x" * 5000, "models/vicuna-7b-v1.5", False),
+    ],
+)
+def test_a_copy_and_a_link_are_the_same_model(
+    named: str, used: str, is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("models/vicuna-7b-v1.5", "models/vicuna-13b-v1.5", "adapter"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "hub/models--lmsys--vicuna-7b-v1.5/snapshots/0123abc").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("models/vicuna-7b-v1.5")
+    monkeypatch.chdir(tmp_path)
+    assert is_same_model(named, used, beside=tmp_path / "adapter") is is_same
+    monkeypatch.chdir(tmp_path / "models/vicuna-7b-v1.5")
+    assert is_same_model("lmsys/vicuna-7b-v1.5", ".")
+
+
+def test_downloads_draw_no_bars_into_files():
+    enable_progress_bars()  # whatever a command of another test has chosen
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    drawn = []
+    for stream in (StringIO(), Terminal()):
+        assert list(_Bar(range(3), desc="Fetching 3 files", file=stream)) == [0, 1, 2]
+        drawn.append("\r" in stream.getvalue())
+    assert drawn == [False, True]

@@ -17,8 +17,8 @@ from tests.model.test_loading import load, logits, write_lora
 TOWER = "model.vision_tower."
 
 
-def merge(adapter: Path, base: Path, target: Path) -> int:
-    return main(["--model-p", str(adapter), "--model-b", str(base), "--save", str(target)])
+def merge(adapter: Path, base: Path, target: Path, *flags: str) -> int:
+    return main(["--model-p", str(adapter), "--model-b", str(base), "--save", str(target), *flags])
 
 
 @pytest.fixture
@@ -120,6 +120,24 @@ def test_what_cannot_work_is_one_sentence(
         assert captured.err.splitlines()[-1].startswith("error: ")
         assert sentence in captured.err.splitlines()[-1]
         assert not (tmp_path / "new").exists()
+
+
+def test_another_base_than_the_adapter_names_is_merged_only_by_force(
+    adapted: Callable[..., tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base, adapter = adapted()
+    path = adapter / "adapter_config.json"
+    named = json.loads(path.read_text()) | {"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    path.write_text(json.dumps(named))
+    assert merge(adapter, base, tmp_path / "merged") == 2
+    assert (
+        f"{adapter} was trained on 'lmsys/vicuna-7b-v1.5', and --model-base is {str(base)!r}"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
+    assert not (tmp_path / "merged").exists()
+    assert merge(adapter, base, tmp_path / "merged", "--force") == 0
+    moved = shutil.copytree(base, base.parent / "vicuna-7b-v1.5")
+    assert merge(adapter, moved, tmp_path / "again") == 0
 
 
 def test_every_option_is_required(capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from llava.train.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 TRIM = "finetune_8gpu_TRIM.sh"
+LIMIT_S = 60
 
 # As LLaVA's and TRIM's own scripts have them.
 COMMON: dict[str, Any] = {
@@ -61,27 +64,30 @@ VICUNA = {
     "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin",
 }
 TASK = {"model_name_or_path": "liuhaotian/llava-v1.5-13b", "pretrain_mm_mlp_adapter": None}
+VICUNA_7B = {
+    "model_name_or_path": "lmsys/vicuna-7b-v1.5",
+    "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-7b-pretrain/mm_projector.bin",
+}
+PRETRAINING = {
+    **COMMON,
+    "model_name_or_path": "lmsys/vicuna-13b-v1.5",
+    "pretrain_mm_mlp_adapter": None,
+    "output_dir": "checkpoints/llava-v1.5-13b-pretrain",
+    "version": "plain",
+    "data_path": "playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+    "image_folder": "playground/data/LLaVA-Pretrain/images",
+    "image_aspect_ratio": "square",
+    "group_by_modality_length": False,
+    "tune_mm_mlp_adapter": True,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "save_steps": 24000,
+}
+SMALL_LORA = {"lora_enable": True, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05}
 # ZeRO's stage, and all other settings.
 RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
-    "v1_5/pretrain.sh": (
-        2,
-        COMMON
-        | {
-            "model_name_or_path": "lmsys/vicuna-13b-v1.5",
-            "pretrain_mm_mlp_adapter": None,
-            "output_dir": "checkpoints/llava-v1.5-13b-pretrain",
-            "version": "plain",
-            "data_path": "playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
-            "image_folder": "playground/data/LLaVA-Pretrain/images",
-            "image_aspect_ratio": "square",
-            "group_by_modality_length": False,
-            "tune_mm_mlp_adapter": True,
-            "per_device_train_batch_size": 32,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 1e-3,
-            "save_steps": 24000,
-        },
-    ),
+    "v1_5/pretrain.sh": (2, PRETRAINING),
     "v1_5/finetune.sh": (3, FINE_TUNING | VICUNA | {"output_dir": "checkpoints/llava-v1.5-13b"}),
     "v1_5/finetune_lora.sh": (
         3,
@@ -94,17 +100,60 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "finetune_qlora.sh": (
         2,
+        FINE_TUNING | VICUNA | SMALL_LORA | {"bits": 4, "output_dir": "checkpoints/llava-v1.5-13b-qlora"},
+    ),
+    "pretrain.sh": (
+        2,
+        PRETRAINING
+        | {
+            "model_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "output_dir": "checkpoints/llava-v1.5-7b-pretrain",
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 4,
+        },
+    ),
+    "finetune.sh": (
+        3,
+        FINE_TUNING
+        | VICUNA_7B
+        | {
+            "output_dir": "checkpoints/llava-v1.5-7b",
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 4,
+        },
+    ),
+    "finetune_lora.sh": (
+        2,
+        FINE_TUNING | VICUNA | SMALL_LORA | {"output_dir": "checkpoints/llava-v1.5-13b-lora-r64"},
+    ),
+    "finetune_full_schedule.sh": (
+        2,
         FINE_TUNING
         | VICUNA
-        | {"lora_enable": True, "bits": 4, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05}
-        | {"output_dir": "checkpoints/llava-v1.5-13b-qlora"},
+        | {
+            "data_path": "playground/data/llava_instruct_158k.json",
+            "image_folder": "playground/data/coco/train2017",
+            "output_dir": "checkpoints/llava-v1.5-13b-full-schedule",
+            "num_train_epochs": 3,
+        },
+    ),
+    "finetune_sqa.sh": (
+        2,
+        FINE_TUNING
+        | {
+            "model_name_or_path": "lmsys/vicuna-13b-v1.3",
+            "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.3-13b-pretrain/mm_projector.bin",
+            "data_path": "playground/data/eval/scienceqa/llava_train_QCM-LEA.json",
+            "image_folder": "playground/data/eval/scienceqa/images/train",
+            "output_dir": "checkpoints/llava-v1.3-13b-sqa",
+            "num_train_epochs": 12,
+        },
     ),
     TRIM: (
         3,
         FINE_TUNING
+        | VICUNA_7B
         | {
-            "model_name_or_path": "lmsys/vicuna-7b-v1.5",
-            "pretrain_mm_mlp_adapter": "checkpoints/llava-v1.5-7b-pretrain/mm_projector.bin",
             "output_dir": "checkpoints/finetuned/llava-vicuna-7b-v1.5-TRIM_T-1",
             "mm_vision_token_reduce_func": "TRIM:-1",
             "per_device_train_batch_size": 4,
@@ -276,6 +325,10 @@ def test_the_global_batch_is_kept(variables: dict[str, Any], accumulation: str, 
             {"LAUNCHER": "torchrun", "GPUS": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"},
             "torchrun --nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr first --master_port 29500",
         ),
+        (
+            {"LAUNCHER": "torchrun", "GPUS": "1", "NNODES": "9", "NODE_RANK": "08", "MASTER_ADDR": "first"},
+            "torchrun --nproc_per_node 1 --nnodes 9 --node_rank 8 --master_addr first --master_port 29500",
+        ),
     ],
 )
 def test_processes_follow_the_machines(variables: dict[str, Any], starter: str, tmp_path: Path):
@@ -295,7 +348,12 @@ def test_processes_follow_the_machines(variables: dict[str, Any], starter: str, 
         ({"BATCH": "a lot"}, "BATCH is 'a lot'; accepted: a whole number of at least 1"),
         ({"NODE_RANK": "x"}, "NODE_RANK is 'x'; accepted: 0 to NNODES - 1, which is 0"),
         ({"NODE_RANK": "2", "NNODES": "2"}, "NODE_RANK is '2'; accepted: 0 to NNODES - 1, which is 1"),
+        ({"NODE_RANK": "09", "NNODES": "9"}, "NODE_RANK is '09'; accepted: 0 to NNODES - 1, which is 8"),
+        ({"NODE_RANK": "9" * 30}, "accepted: 0 to NNODES - 1, which is 0"),
         ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "08"}, "MASTER_PORT is '08'; accepted: a port from 1 to 65535"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536'; accepted: a port from 1 to 65535"),
         ({"ZERO": ""}, "ZERO is empty, so DeepSpeed has nothing to do: set LAUNCHER=torchrun too"),
         ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi'; accepted: deepspeed, torchrun"),
         ({"HOSTFILE": "nowhere"}, "no host file 'nowhere' (HOSTFILE)"),
@@ -382,6 +440,51 @@ def test_training_is_logged_and_its_exit_code_kept(clone: Path, tools: Path):
     assert log.name.startswith("finetune_8gpu_TRIM-2") and log.suffix == ".log"
     assert log.read_text() == result.stdout
     assert result.stdout.startswith("==> deepspeed --num_gpus 1 ")
+
+
+# As deepspeed: what it starts outlives it.
+CARELESS = 'sleep 600 & echo $$ $! >"$PIDS.new"; mv "$PIDS.new" "$PIDS"; wait'
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and was not yet asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
+@pytest.mark.parametrize(
+    ("addressee", "number"),
+    [
+        ("script", signal.SIGTERM),
+        ("script", signal.SIGINT),
+        ("launcher", signal.SIGTERM),
+        ("launcher", signal.SIGKILL),
+    ],
+)
+def test_a_signal_leaves_nothing_running(
+    clone: Path, tools: Path, tmp_path: Path, addressee: str, number: signal.Signals
+):
+    for name in ("sleep", "mv"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    program(tools / "deepspeed", CARELESS)
+    pids = tmp_path / "pids"
+    with subprocess.Popen(
+        ["bash", str(clone / "scripts" / TRIM)],
+        env={"PATH": str(tools), "CUDA_VISIBLE_DEVICES": "", "PIDS": str(pids)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as script:
+        while not pids.exists():
+            assert script.poll() is None
+            time.sleep(0.05)
+        launcher, worker = map(int, pids.read_text().split())
+        assert is_alive(launcher) and is_alive(worker)
+        os.kill({"script": script.pid, "launcher": launcher}[addressee], number)
+        assert script.wait(LIMIT_S) == 128 + number
+    assert not is_alive(launcher) and not is_alive(worker)
 
 
 def test_logs_go_where_they_are_wanted(clone: Path, tools: Path, tmp_path: Path):

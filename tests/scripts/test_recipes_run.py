@@ -47,7 +47,7 @@ def run(recipe: str, world: Path, *flags: str, **variables: object) -> Path:
         "DATA": "questions.json",
         "IMAGES": "pictures",
         "OUTPUT": output,
-        "LOGS": "logs",
+        "LOGS": Path("logs", output.name),
         "BATCH": 1,
         "GLOBAL_BATCH": 2,
         "WORKERS": 1,
@@ -69,10 +69,11 @@ def run(recipe: str, world: Path, *flags: str, **variables: object) -> Path:
         check=False,
     )
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-1000:]
-    name = Path(recipe).stem
-    log = next((world / "logs").glob(f"{name}-*.log")).read_text()
+    (log,) = [path.read_text() for path in (world / "logs" / output.name).iterdir()]
     assert "step 3/3" in log
     assert "visual_tokens_mean" in log
+    assert "\r" not in log  # of a progress bar
+    assert "ask it: llava ask --model-path " in log
     return output
 
 
@@ -84,6 +85,11 @@ def projector(world: Path) -> Path:
     return output / "mm_projector.bin"
 
 
+def test_the_small_pretraining_gives_a_projector(world: Path):
+    output = run("pretrain.sh", world, DATA="captions.json")
+    assert (output / "mm_projector.bin").is_file()
+
+
 @pytest.mark.parametrize(
     ("recipe", "variables"),
     [
@@ -91,6 +97,10 @@ def projector(world: Path) -> Path:
         ("finetune_8gpu_TRIM.sh", {"ZERO": ZERO3_OFFLOAD}),
         ("v1_5/finetune_lora.sh", {}),
         ("finetune_qlora.sh", {}),
+        ("finetune.sh", {}),
+        ("finetune_lora.sh", {}),
+        ("finetune_full_schedule.sh", {}),
+        ("finetune_sqa.sh", {}),
         ("v1_5/finetune_task.sh", {"MODEL": LLAVA, "VISION_TOWER": ""}),
         ("v1_5/finetune_task_lora.sh", {"MODEL": LLAVA, "VISION_TOWER": ""}),
     ],

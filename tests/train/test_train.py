@@ -312,6 +312,17 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path: Path, stage: str, 
         torch.testing.assert_close(second[name], tensor)
 
 
+def test_resuming_an_adapter_on_another_base_is_told(
+    command, language_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    steps = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, **LORA}
+    train(argv=command("finetune", **steps))
+    other = shutil.copytree(language_model, tmp_path / "other")
+    caplog.clear()
+    train(argv=command("finetune", model_name_or_path=other, resume_anyway=True, **steps))
+    assert f"was trained on {language_model}, and is used with {other}" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_run_that_was_over_trains_nothing_more(command, tmp_path: Path):
     """Also where it was killed while it wrote its result, in the middle of an epoch of 3 steps."""
@@ -500,9 +511,33 @@ def test_old_flags_and_abbreviations_are_accepted(command):
     _, data_args, training_args = parse_arguments(command("finetune", **old))
     assert data_args.lazy_preprocess
     assert training_args.per_device_train_batch_size == 3
-    assert training_args.warmup_steps == pytest.approx(0.03)
+    assert training_args.get_warmup_steps(100) == 3
     assert training_args.gradient_checkpointing
     assert training_args.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ({}, 0),
+        ({"warmup_ratio": 0}, 0),
+        ({"warmup_ratio": 0.03}, 4),  # rounded up
+        ({"warmup_ratio": 0.5}, 51),
+        ({"warmup_ratio": 1.0}, 101),
+        ({"warmup_ratio": 1.0, "warmup_steps": 7}, 7),
+        ({"warmup_steps": 0.03}, 4),  # as transformers 5 writes a share
+        ({"warmup_steps": 1}, 1),
+    ],
+)
+def test_warmup_is_a_share_of_all_steps(command, flags: dict[str, float], steps: int):
+    _, _, training_args = parse_arguments(command("finetune", **flags))
+    assert training_args.get_warmup_steps(101) == steps
+
+
+def test_a_rate_may_grow_to_the_last_step(command, trained):
+    train(argv=command("finetune", warmup_ratio=1.0, max_steps=4, learning_rate=1e-2))
+    rates = [entry["learning_rate"] for entry in trained[0].state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0, 0.25e-2, 0.5e-2, 0.75e-2])
 
 
 def test_every_flag_of_llava_and_trim_is_accepted(command):
@@ -591,6 +626,19 @@ def test_mistakes_are_one_sentence_before_anything_is_loaded(
     assert error.startswith("error: ")
     with pytest.raises(UserError, match=message):
         raise UserError(error)
+
+
+@pytest.mark.parametrize("flag", ["model_name_or_path", "vision_tower"])
+def test_no_run_writes_over_what_it_reads(command, checkpoint_copy, flag: str):
+    base = checkpoint_copy()
+    folder = base if flag == "model_name_or_path" else base.parent / CLIP.name
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    link = base.parent / "link"
+    link.symlink_to(folder)
+    for output in (folder, f"{folder}/", link):
+        with pytest.raises(UserError, match="--output_dir .* would overwrite .*; name another folder"):
+            train(argv=command("finetune", output_dir=output, **{flag: folder}))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
