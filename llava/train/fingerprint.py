@@ -24,7 +24,14 @@ _CHUNK_BYTES = 2**20
 SETTINGS = (
     *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "num_train_epochs", "max_steps"),
+    *(
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "warmup_ratio",
+        "num_train_epochs",
+        "max_steps",
+    ),
     *("seed", "data_seed", "bf16", "fp16", "model_max_length", "loss_average"),
     *("group_by_modality_length", "group_by_length", "train_sampling_strategy"),
     *("bits", "double_quant", "quant_type", "freeze_mm_mlp_adapter"),
