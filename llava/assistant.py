@@ -5,8 +5,10 @@ Shapes: H width of the language model, L positions of a prompt.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +42,7 @@ from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
 from llava.model.prompt_model import LlavaPromptModel
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
+IMAGES_AT_ONCE = min(os.cpu_count() or 1, 16)  # that are read
 BATCH_SIZE = 16  # requests that are encoded and answered together
 
 Encoded = dict[Hashable, tuple[ImageSource, EncodedImage]]
@@ -408,20 +411,30 @@ class Assistant:
 
     def _read_images(self, jobs: Sequence[_Job], encoded: Encoded) -> dict[Hashable, _ReadImage]:
         """Read images that are not encoded yet, each once; a job of which one cannot be read fails."""
-        read: dict[Hashable, _ReadImage] = {}
-        for job in jobs:
-            if job.prompt is None:
-                continue
+        asking = [(job, job.prompt) for job in jobs if job.prompt is not None]
+        sources = {_key(source): source for _, prompt in asking for source in prompt.images}
+        fresh = [source for key, source in sources.items() if key not in encoded]
+        # Decoding and resizing are done outside of Python, so threads do several at once.
+        with ThreadPoolExecutor(min(len(fresh), IMAGES_AT_ONCE) or 1) as pool:
+            found = dict(zip(map(_key, fresh), pool.map(self._read_image, fresh), strict=True))
+        for job, prompt in asking:
             try:
-                for source in job.prompt.images:
-                    if _key(source) not in encoded and _key(source) not in read:
-                        image = read_image(source)
-                        read[_key(source)] = _ReadImage(source, self.encoder.preprocess(image), image.size)
-                if job.prompt.images and job.prompt.reducer.needs_question:
+                for source in prompt.images:
+                    if isinstance(error := found.get(_key(source)), UserError):
+                        raise error
+                if prompt.images and prompt.reducer.needs_question:
                     self.encoder.tower.load_text_encoder()
             except UserError as error:
                 job.fail(error)
-        return read
+        return {key: image for key, image in found.items() if isinstance(image, _ReadImage)}
+
+    def _read_image(self, source: ImageSource) -> _ReadImage | UserError:
+        """Read an image and turn it into pixels; return the error if that is not possible."""
+        try:
+            image = read_image(source)
+            return _ReadImage(source, self.encoder.preprocess(image), image.size)
+        except UserError as error:
+            return error
 
     def _encode(self, jobs: Sequence[_Job], encoded: Encoded) -> None:
         """Encode the images of jobs, each once, and reduce them for each job's question."""

@@ -158,7 +158,8 @@ def test_many_requests_run_in_bounded_memory(assistant):
 
     peak(4)
     few, many = peak(8), peak(40)
-    assert many < few + 2**20
+    # What the threads that read images hold at once varies; 32 images more would be 41 MiB.
+    assert many < few + 4 * 2**20
 
 
 def test_streamed_pieces_join_to_the_whole_answer(assistant, image):
