@@ -6,8 +6,8 @@ Transparency is dropped (the color below it shows), because that is how the publ
 import contextlib
 import io
 import struct
+import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -95,10 +95,10 @@ def load_image_or_url(source: str) -> Image.Image:
 def _read(file: IO[bytes], name: str) -> Image.Image:
     """Decode an open file; whatever a decoder raises on a stranger's bytes becomes one sentence."""
     try:
-        with _without_warnings(), Image.open(file, formats=_known_formats()) as image:
+        with _QUIET, Image.open(file, formats=_known_formats()) as image:
             _check_pixels(image.size, name)
             image.load()
-            return _to_rgb(_turned_upright(image))
+            return to_rgb(_turned_upright(image))
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -119,12 +119,33 @@ def _known_formats() -> list[str]:
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Pillow warns of sizes up to twice its limit, refused here, and of metadata that nobody reads."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
-        yield
+class _Quiet:
+    """Silences Pillow: it warns of sizes up to twice its limit, refused here, and of metadata nobody reads.
+
+    What Python does about warnings is one setting for all threads: the first one in changes it, and the last
+    one out changes it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._held.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._held.close()
+
+
+_QUIET = _Quiet()
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
@@ -149,8 +170,14 @@ def _turned_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; the wide ones are scaled to 8 bits, where Pillow would clip them to white."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; the wide ones are scaled to 8 bits, where Pillow would clip them to white.
+
+    Every image goes through this, wherever it comes from, so that a file and the same image in memory look
+    alike to the model. One in RGB is returned as it is.
+    """
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava.engine.base import FinishReason, Generation
 from llava.errors import UserError
-from llava.image_io import load_image
+from llava.image_io import load_image, to_rgb
 from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
 
 ImageSource = Image.Image | str | Path | Callable[[], Image.Image]
@@ -29,7 +29,7 @@ def read_image(source: ImageSource) -> Image.Image:
         UserError: If it cannot be read.
     """
     if isinstance(source, Image.Image):
-        return source
+        return to_rgb(source)
     if isinstance(source, str | Path):
         return load_image(source)
     try:
@@ -40,7 +40,7 @@ def read_image(source: ImageSource) -> Image.Image:
         raise UserError(f"an image cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is expected, and a function returned {type(image).__name__}")
-    return image
+    return to_rgb(image)
 
 
 @dataclass(frozen=True, slots=True)

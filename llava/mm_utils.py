@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
-from llava.image_io import load_image_bytes
+from llava.image_io import load_image_bytes, to_rgb
 from llava.tokenizer import ids_and_spans
 
 Size = tuple[int, int]
@@ -46,7 +46,7 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
         pil_img: An image; other modes become RGB, because only then three colors fit.
         background_color: Red, green and blue of the padding, 0 to 255.
     """
-    image = pil_img if pil_img.mode == "RGB" else pil_img.convert("RGB")
+    image = to_rgb(pil_img)
     width, height = image.size
     side = max(width, height)
     if width == height:
@@ -87,6 +87,7 @@ def process_images(
 
 def process_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> Tensor:
     """Turn one image into pixels (3, height, width); ``pad`` makes it square first, see `process_images`."""
+    image = to_rgb(image)
     if aspect_ratio == "pad":
         image = expand2square(image, mean_color(image_processor))
     _refuse_strips(image, image_processor)
@@ -181,7 +182,7 @@ def process_anyres_image(
     Returns:
         Pixels (1 + tiles, 3, height, width).
     """
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = to_rgb(image)
     resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
     tile = processor.crop_size["height"]
     if any(side % tile for side in resolution):

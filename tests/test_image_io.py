@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,12 @@ def test_the_largest_16_bit_picture_takes_less_than_a_gibibyte(tmp_path: Path):
     )
     grown = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     assert int(grown.stdout) < 2**20  # KiB
+
+
+def test_threads_that_read_at_once_leave_warnings_as_they_were(tmp_path: Path):
+    path = tmp_path / "a.png"
+    path.write_bytes(file_bytes(Image.new("RGB", (300, 300), RED)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load_image, [path] * 200))
+    assert warnings.filters == before

@@ -1,11 +1,18 @@
 """What is asked is checked when it is made, before any image is read."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.engine.base import Generation
 from llava.errors import MissingFileError, UserError
+from llava.image_io import load_image
 from llava.messages import Message, Request, read_image
+from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.token_reduction import Trim
 from tests.conftest import GOLDEN
 
@@ -52,3 +59,33 @@ def test_images_come_from_anywhere():
     assert read_image(GOLDEN / "img0.png").mode == "RGB"
     with pytest.raises(MissingFileError, match=r"nowhere\.png"):
         read_image("nowhere.png")
+
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
+
+
+def in_mode(mode):
+    """A ramp from black to white in a color mode; wide modes have the values of 16 bits, or 0 to 1."""
+    ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
+    if mode == "I;16":
+        return Image.fromarray((ramp * 65535).astype("u2"))
+    if mode == "I":
+        return Image.fromarray((ramp * 65535).astype("i4"))
+    if mode == "F":
+        return Image.fromarray(ramp.astype("f4"))
+    return Image.fromarray((ramp * 255).astype("u1")).convert(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_is_the_same_whichever_way_it_comes_in(mode, tmp_path):
+    image, path = in_mode(mode), tmp_path / "image.tif"
+    image.save(path)
+    expected = np.asarray(load_image(path))
+    assert 60 < expected.mean() < 200  # neither black nor white
+    for source in (image, lambda: image, path, str(path)):
+        assert np.array_equal(np.asarray(read_image(source)), expected)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    for ratio in (None, "pad"):
+        config = SimpleNamespace(image_aspect_ratio=ratio)
+        pixels = [process_images([one], processor, config) for one in (image, load_image(path))]
+        assert torch.equal(*pixels)
