@@ -354,15 +354,19 @@ class Assistant:
         text, words = self._rendered(request, template)
         self.engine.check(request.generation)
         stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
-        reducer = request.token_reduction
-        assert not isinstance(reducer, str)  # the request has read it
         return _Prompt(
             text=text,
             clip_text=words if request.clip_text is None else request.clip_text,
             images=request.images,
-            reducer=self.encoder.reducer if reducer is None else reducer,
+            reducer=self._reducer(request),
             generation=replace(request.generation, stop=tuple(stop)),
         )
+
+    def _reducer(self, request: Request) -> Reducer:
+        """Return the reducer of a request, or else the model's."""
+        reducer = request.token_reduction
+        assert not isinstance(reducer, str)  # the request has read it
+        return self.encoder.reducer if reducer is None else reducer
 
     def _rendered(self, request: Request, template: Conversation) -> tuple[str, str]:
         """Return the prompt and the words of the newest question.
@@ -376,7 +380,10 @@ class Assistant:
                 raise UserError(
                     f"{placeholders} <image> placeholders in the prompt, {len(request.images)} images given"
                 )
-            return request.prompt, user_turns(request.prompt)[-1]
+            needs_question = (
+                bool(request.images) and request.clip_text is None and self._reducer(request).needs_question
+            )
+            return request.prompt, user_turns(request.prompt)[-1] if needs_question else ""
         conversation = template.copy()
         words = ""
         for message in request.messages:

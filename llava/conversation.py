@@ -220,56 +220,75 @@ def wrap_image_tokens(message: str, template: Conversation, mm_use_im_start_end:
 def user_turns(prompt: str) -> list[str]:
     """Recover what the user said from a rendered prompt, for callers that hand over nothing else.
 
-    The template is found by its system prompt or, failing that, by its role markers. End markers such as
-    ``</s>`` must still be in the text.
+    Any template of `conv_templates` is recognized by its system prompt or, failing that, by its roles and
+    separators, which must still be in the text; also one that a caller has added there.
 
     Args:
-        prompt: A prompt of any registered template; the last answer may still be open.
+        prompt: A prompt of such a template, whose last answer may still be open, or a question alone.
 
     Returns:
-        The words of each human turn as `clip_text` gives them, at least one entry; the whole text if no
-        template fits.
+        The words of each human turn as `clip_text` gives them, at least one entry.
+
+    Raises:
+        UserError: If there are no such words, or the prompt is one of an unknown template.
     """
     prompt = prompt.removeprefix("<s>").lstrip()
-    for style in sorted(_TURN_FINDERS, key=lambda style: not _opens_with_system(prompt, style)):
-        turns = _TURN_FINDERS[style](prompt)
-        if turns or _opens_with_system(prompt, style):
-            return [text for turn in turns if (text := clip_text(turn))] or [""]
-    return [clip_text(prompt)]
+    templates = sorted(conv_templates.values(), key=lambda template: not _opens(prompt, template))
+    for template in templates:
+        if find := _TURN_FINDERS.get(template.sep_style):
+            turns = find(prompt.removeprefix(template.system) if template.system else prompt, template)
+            if words := [text for turn in turns if (text := clip_text(turn))]:
+                return words
+    is_question = not (_opens(prompt, templates[0]) or _OF_A_TEMPLATE.search(prompt))
+    if is_question and clip_text(prompt):
+        return [clip_text(prompt)]
+    raise UserError(
+        f"no question of the user is found in the prompt {prompt[-200:]!r}, by which patches are chosen: "
+        "either it has no words, or its template is none of conv_templates; then hand the question over as "
+        "texts"
+    )
 
 
-def _opens_with_system(prompt: str, style: SeparatorStyle) -> bool:
-    """Tell whether the prompt begins as a template of this style does."""
-    templates = (t for t in conv_templates.values() if t.sep_style is style and t.system)
-    return any(prompt.startswith(template.system + template.sep) for template in templates)
+# What only a template writes: markers such as <|im_start|>, or two names with colons, the second at the end,
+# where an answer is to follow.
+_OF_A_TEMPLATE = re.compile(r"<\|\w+\|>|\b\w+:\s.*\W\w+:\s*$", re.DOTALL)
 
 
-def _named_turns(prompt: str) -> list[str]:
+def _opens(prompt: str, template: Conversation) -> bool:
+    """Tell whether a prompt begins as those of a template do."""
+    return bool(template.system) and prompt.startswith(template.system + template.sep)
+
+
+def _named_turns(prompt: str, template: Conversation) -> list[str]:
     """Find the user's turns of a TWO prompt.
 
     A question may itself contain the assistant's name: in a round still open the last one is the marker, in a
     round with an answer the first.
     """
+    user, assistant = template.roles
     turns = []
-    for turn in prompt.split("</s>"):
-        _, marker, rest = turn.partition("USER:")
-        question = rest.rstrip().removesuffix("ASSISTANT:")
+    for turn in prompt.split(template.ends[1]):
+        _, marker, rest = turn.partition(f"{user}:")
+        question = rest.rstrip().removesuffix(f"{assistant}:")
         if marker:
-            turns.append(question if question != rest.rstrip() else rest.split(" ASSISTANT:")[0])
+            is_open = question != rest.rstrip()
+            turns.append(question if is_open else rest.split(f"{template.sep}{assistant}:")[0])
     return turns
 
 
-def _hash_turns(prompt: str) -> list[str]:
+def _single_turns(prompt: str, template: Conversation) -> list[str]:
     """Find the user's turns of a SINGLE prompt."""
-    return re.findall(r"###Human:(.*?)(?:###Assistant:|$)", prompt, flags=re.DOTALL)
+    user, assistant = (re.escape(f"{template.sep}{role}:") for role in template.roles)
+    return re.findall(rf"{user}(.*?)(?:{assistant}|$)", prompt, flags=re.DOTALL)
 
 
-def _marked_turns(prompt: str) -> list[str]:
+def _marked_turns(prompt: str, template: Conversation) -> list[str]:
     """Find the user's turns of an MPT prompt."""
-    return re.findall(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", prompt, flags=re.DOTALL)
+    user, end = re.escape(template.roles[0]), re.escape(template.sep)
+    return re.findall(rf"{user}(.*?){end}", prompt, flags=re.DOTALL)
 
 
-def _bracketed_turns(prompt: str) -> list[str]:
+def _bracketed_turns(prompt: str, _: Conversation) -> list[str]:
     """Find the instructions of a LLAMA_2 prompt; its system prompt stands inside the first."""
     turns = re.findall(r"\[INST\](.*?)\[/INST\]", prompt, flags=re.DOTALL)
     return [re.sub(r"^\s*<<SYS>>.*?<</SYS>>", "", turn, flags=re.DOTALL) for turn in turns]
@@ -278,7 +297,7 @@ def _bracketed_turns(prompt: str) -> list[str]:
 _TURN_FINDERS = {
     SeparatorStyle.MPT: _marked_turns,
     SeparatorStyle.LLAMA_2: _bracketed_turns,
-    SeparatorStyle.SINGLE: _hash_turns,
+    SeparatorStyle.SINGLE: _single_turns,
     SeparatorStyle.TWO: _named_turns,
 }
 

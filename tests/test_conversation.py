@@ -1,6 +1,7 @@
 """Prompts of every template, their learned segments, and the user's words found back in them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from llava.conversation import (
     user_turns,
     wrap_image_tokens,
 )
+from llava.errors import UserError
 
 TWO_ROUNDS = ["<image>\nWhat is shown?", "A red circle.", "And how many?", "Two."]
 SYSTEM_USER = (
@@ -126,8 +128,28 @@ def test_a_question_may_name_the_assistant():
 
 def test_text_without_template_is_taken_whole():
     assert user_turns(" <image>\n What is this? ") == ["What is this?"]
-    assert user_turns("<image>\n") == [""]
-    assert user_turns(conversation("v1", ["<image>\n", None]).get_prompt()) == [""]
+    assert user_turns("Describe the picture:") == ["Describe the picture:"]
+
+
+@pytest.mark.parametrize("style", ["v1", "v0", "mpt"])
+@pytest.mark.parametrize("system", ["You see.", None])
+def test_a_template_with_other_roles_is_found_once_it_is_registered(style, system, monkeypatch):
+    own = replace(conv_templates[style], messages=[], offset=0)
+    own.roles = ("<|im_start|>human\n", "<|im_start|>bot\n") if style == "mpt" else ("Visitor", "Guide")
+    own.system = own.system if system is None else system
+    for role, text in ((0, "<image>\nWhat is shown?"), (1, "A circle."), (0, "Which: a or b?"), (1, None)):
+        own.append_message(own.roles[role], text)
+    with pytest.raises(UserError, match="template is none of conv_templates; then hand"):
+        user_turns(own.get_prompt())
+    monkeypatch.setitem(conv_templates, "own", replace(own, messages=[]))
+    found = user_turns(own.get_prompt())
+    assert found[-2:] == ["What is shown?", "Which: a or b?"]
+
+
+def test_no_words_are_an_error_and_no_empty_text():
+    for prompt in ("<image>\n", conversation("v1", ["<image>\n", None]).get_prompt()):
+        with pytest.raises(UserError, match="no question of the user is found in the prompt"):
+            user_turns(prompt)
 
 
 def test_clip_sees_words_only():
