@@ -83,6 +83,21 @@ class LlamaTokenizer(SentencePieceBackend):
             **kwargs,
         )
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Save the tokenizer's files; see transformers.
+
+        transformers leaves out of the settings which tokens are added, and then reads back that none are.
+        """
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        prefix = kwargs.get("filename_prefix")
+        path = Path(save_directory) / f"{f'{prefix}-' if prefix else ''}tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        path.write_text(
+            json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        return files
+
     def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         """Split a text into pieces; ``split_special_tokens=True`` spells out special tokens."""
         whole = kwargs.get("split_special_tokens", self.split_special_tokens)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TextStreamer
+from transformers import AutoTokenizer, TextStreamer
 
 from llava.errors import MissingFileError, UserError
 from llava.tokenizer import LlamaTokenizer, load_tokenizer, pieces_with_spans
@@ -99,6 +99,17 @@ def test_saving_keeps_the_released_layout(tokenizer: LlamaTokenizer, tmp_path: P
     assert again.pad_token_id == 0
     for text in [*AWKWARD, "a<im_patch>b"]:
         assert again(text).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("adds", [(True, False), (True, True), (False, False)])
+def test_a_saved_tokenizer_adds_what_it_added_before(tmp_path: Path, adds: tuple[bool, bool]):
+    tokenizer = tokenizer_with(tmp_path / "source", add_bos_token=adds[0], add_eos_token=adds[1])
+    tokenizer.save_pretrained(tmp_path / "saved")
+    expected = tokenizer("What color?").input_ids
+    assert (expected[0] == 1, expected[-1] == 2) == adds
+    assert load_tokenizer(tmp_path / "saved")("What color?").input_ids == expected
+    # transformers 5's own class for the name in the settings reads them too.
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("What color?").input_ids == expected
 
 
 def test_tokens_are_added_behind_the_vocabulary(tokenizer: LlamaTokenizer):
