@@ -91,6 +91,7 @@ class PromptEncoder:
     def __init__(self, model: LlavaMetaForCausalLM) -> None:
         self._model = model
         self._has_warned_of_cut = False
+        self._has_warned_of_unseen = False
 
     @property
     def config(self) -> Any:
@@ -275,6 +276,8 @@ class PromptEncoder:
         ]
         count = 0 if images is None else len(images)
         shown = images_per_sample(rows, count)
+        if labels is None:
+            self._warn_of_unseen(count, shown)
         tokens: list[Tensor] = []
         if images is not None:
             image_texts = self._text_per_image(texts, rows, shown, count, all_turns=labels is not None)
@@ -288,6 +291,21 @@ class PromptEncoder:
             for row_labels, row, indices, embeddings in zip(label_rows, rows, shown, embedded, strict=True)
         ]
         return pad(embedded, expanded_labels, side)
+
+    def _warn_of_unseen(self, images: int, shown: Sequence[range]) -> None:
+        """Say once that images were given which no prompt shows.
+
+        Beside prompts with images, one without may bring an image that stands for none.
+        """
+        seen = sum(map(len, shown))
+        unseen = images - seen - (sum(not own for own in shown) if seen else 0)
+        if unseen > 0 and not self._has_warned_of_unseen:
+            self._has_warned_of_unseen = True
+            logger.warning(
+                "%d of %d images have no <image> placeholder in the prompts, so the model does not see them "
+                "(logged once)",
+                *(unseen, images),
+            )
 
     def _reduce_pixels(
         self, images: Images, image_sizes: Sequence[Size] | None, texts: Sequence[ImageText] | None

@@ -49,7 +49,7 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
 
     Either every image has its placeholder, or, as LLaVA's training data has it, every sample without a
     placeholder brings an image of its own that is not shown. Where there is no placeholder at all, no image
-    is shown.
+    is shown, and none of those that are left over behind the last placeholder.
 
     Args:
         ids: One (L_i,) tensor per sample.
@@ -59,14 +59,14 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
         Per sample the indices of the images that its placeholders show.
 
     Raises:
-        UserError: If placeholders and images do not match.
+        UserError: If there are fewer images than placeholders, or it cannot be told which one is not shown.
     """
     placeholders = [int((row == IMAGE_TOKEN_INDEX).sum()) for row in ids]
     total = sum(placeholders)
     with_dummies = sum(max(count, 1) for count in placeholders)
     if total == 0:
         return [range(0)] * len(placeholders)
-    if images not in (total, with_dummies):
+    if images != total and images < with_dummies:
         raise UserError(f"{total} <image> placeholders in the prompt, {images} images given")
     start, owned = 0, []
     for count in placeholders:

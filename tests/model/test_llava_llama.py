@@ -184,6 +184,19 @@ def test_more_placeholders_than_images(parts):
         model.generate(ids, images=pixels[:1])
 
 
+def test_images_that_no_prompt_shows_are_told_once(parts, monkeypatch, caplog):
+    tokenizer, model, pixels = parts
+    monkeypatch.setattr(model.prompt_encoder, "_has_warned_of_unseen", False)
+    ids = encode(tokenizer, prompt("What?")).unsqueeze(0)
+    seen = model(ids, images=pixels[:1]).logits
+    assert "no <image> placeholder" not in caplog.text
+    for _ in range(2):
+        assert torch.allclose(model(ids, images=pixels[:2]).logits, seen, atol=1e-5)
+    text = encode(tokenizer, prompt("What?", images=0)).unsqueeze(0)
+    model(text, images=pixels[:1])
+    assert caplog.text.count("1 of 2 images have no <image> placeholder in the prompts") == 1
+
+
 def test_a_model_without_tokenizer_says_what_it_needs(parts, monkeypatch):
     tokenizer, model, pixels = parts
     monkeypatch.setattr(model, "tokenizer", None)

@@ -67,6 +67,8 @@ def test_a_sample_without_a_picture_stays_tied_to_the_projector():
         ([0, 0], 2, [[], []]),
         ([0, 0], 1, [[], []]),
         ([0], 0, [[]]),
+        ([1], 2, [[0]]),  # what is left over is not shown, as in LLaVA
+        ([2, 0], 4, [[0, 1], []]),
     ],
 )
 def test_which_images_belong_to_which_sample(placeholders, images, owned):
@@ -74,7 +76,7 @@ def test_which_images_belong_to_which_sample(placeholders, images, owned):
     assert [list(own) for own in images_per_sample(rows, images)] == owned
 
 
-@pytest.mark.parametrize(("placeholders", "images"), [([1], 0), ([1], 2), ([2, 0], 4)])
+@pytest.mark.parametrize(("placeholders", "images"), [([1], 0), ([2], 1), ([2, 0, 0], 3)])
 def test_a_mismatch_prints_both_numbers(placeholders, images):
     rows = [torch.tensor([1] + [IMAGE] * count) for count in placeholders]
     with pytest.raises(UserError, match=f"{sum(placeholders)} <image> placeholders.*{images} images"):
