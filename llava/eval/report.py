@@ -28,6 +28,7 @@ from llava.eval.files import (
     writing,
 )
 from llava.eval.intervals import paired_difference
+from llava.markdown import markdown_table
 from llava.utils import printable
 
 if TYPE_CHECKING:
@@ -352,17 +353,6 @@ def why_not_paired(first: JsonObject, second: JsonObject) -> str | None:
 
 def _marks(result: JsonObject) -> list[Mark]:
     return [Mark(*mark) for mark in result["marks"]]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown whose columns line up; what would end a cell in one is escaped."""
-    header, *rows = [
-        [" ".join(cell.split()).replace("|", r"\|") for cell in line] for line in (header, *rows)
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _has_keys(item: object) -> bool:

@@ -19,7 +19,7 @@ from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FLOATING = re.compile(r"(torch\.)?(b?float|double|b?f)\d+", re.IGNORECASE)
+FLOATING = re.compile(r"(torch\.)?b?f(loat)?\d+", re.IGNORECASE)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Weights by name, without their values."""
@@ -112,21 +112,19 @@ def refuse_nonfinite(model: nn.Module, folder: Path) -> None:
     Raises:
         UserError: If there are any.
     """
-    sums: dict[str, Tensor] = {}
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.is_meta:
             # Neither can hide in a sum; one number a weight is fetched from the device, all of them at once.
-            sums[name] = weight.detach().sum(dtype=torch.float32)
-    by_device: dict[torch.device, list[str]] = {}
-    for name, total in sums.items():
-        by_device.setdefault(total.device, []).append(name)
-    for names in by_device.values():
-        finite = torch.stack([sums[name] for name in names]).isfinite().tolist()
-        if not all(finite):
-            first = names[finite.index(False)]
+            total = weight.detach().sum(dtype=torch.float32)
+            by_device.setdefault(weight.device, {})[name] = total
+    for sums in by_device.values():
+        finite = torch.stack(list(sums.values())).isfinite().tolist()
+        wrong = [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
+        if wrong:
             raise UserError(
-                f"{folder} has weights that are not finite (NaN or infinite): {finite.count(False)} of "
-                f"{len(names)} tensors, the first is {first}"
+                f"{folder} has weights that are not finite (NaN or infinite): {len(wrong)} of {len(sums)} "
+                f"tensors, the first is {wrong[0]}"
             )
 
 

@@ -285,7 +285,7 @@ class LLaVATrainer(Trainer):
             for batch in map(self._prepare_inputs, batches):
                 inputs = [batch[name] for name in ("attention_mask", "labels", "images", "texts")]
                 mask, labels, images, texts = inputs
-                spliced = self._llava.prepare_inputs_labels_for_multimodal(
+                spliced = self.model.prepare_inputs_labels_for_multimodal(
                     batch["input_ids"], None, mask, None, labels, images, texts=texts
                 )[-1]
                 lost += count_supervised(labels) - count_supervised(spliced)
@@ -293,18 +293,13 @@ class LLaVATrainer(Trainer):
 
     def _may_be_cut(self, batch: dict[str, Any]) -> bool:
         """Tell whether visual tokens, were they as many as can be, make a sample too long."""
-        limit = getattr(self._llava.config, "tokenizer_model_max_length", None)
-        tower = self._llava.get_vision_tower()
+        limit = getattr(self.model.config, "tokenizer_model_max_length", None)
+        tower = self.model.get_vision_tower()
         if limit is None or tower is None or "images" not in batch:
             return False
         images = (batch["input_ids"] == IMAGE_TOKEN_INDEX).sum(dim=1)
         longest = batch["attention_mask"].sum(dim=1) + images * (tower.num_patches + 1)
         return bool((longest > limit).any())
-
-    @property
-    def _llava(self) -> Any:
-        """The LLaVA model, without what wraps it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss; a step in which nothing is supervised (all answers cut off) counts 0, not 0/0.

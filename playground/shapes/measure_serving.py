@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 
 from llava.errors import UserError
+from llava.markdown import markdown_table
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, write_numbers
@@ -223,16 +224,27 @@ def measure(
 
 def table(loads: Sequence[Load]) -> str:
     """Return the measurements as a table in Markdown."""
-    lines = [
-        "| engine | reduction | visual tokens | requests/s | first token, p50 | p95 | different answers |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {load.engine} | `{load.reduction}` | {load.visual_tokens:.1f} | {load.per_second:.1f} | "
-        f"{load.first_p50_ms:.0f} ms | {load.first_p95_ms:.0f} ms | {load.different} of {load.requests} |"
+    header = (
+        "engine",
+        "reduction",
+        "visual tokens",
+        "requests/s",
+        "first token, p50",
+        "p95",
+        "different answers",
+    )
+    rows = [
+        (
+            load.engine,
+            f"`{load.reduction}`",
+            f"{load.visual_tokens:.1f}",
+            f"{load.per_second:.1f}",
+            *(f"{milliseconds:.0f} ms" for milliseconds in (load.first_p50_ms, load.first_p95_ms)),
+            f"{load.different} of {load.requests}",
+        )
         for load in loads
     ]
-    return "\n".join(lines)
+    return markdown_table(header, rows, aligned=False)
 
 
 @exit_on_user_error

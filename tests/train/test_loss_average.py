@@ -111,3 +111,13 @@ def test_where_nothing_is_supervised_the_loss_is_zero(command, records, average)
     assert count == (lost["labels"][:, 1:] != IGNORED).sum() > 0
     loss = trainer.compute_loss(trainer.model, dict(lost), num_items_in_batch=torch.tensor(0))
     assert loss == 0
+
+
+def test_what_is_pushed_out_is_counted_for_an_adapter_too(command, records):
+    longest = VISUAL_TOKENS + 80
+    counts = []
+    for flags in ({}, {"lora_enable": True, "lora_r": 2}):
+        trainer = one_update(command, records, loss_average="token", model_max_length=longest, **flags)
+        batch = trainer.data_collator([trainer.train_dataset[1]])
+        counts.append(int(trainer._count_lost([batch], trainer.args.device)))
+    assert counts[0] == counts[1] > 0

@@ -14,6 +14,7 @@ from typing import Any
 from llava.bench.gpu_check.inference import FIRST_TOKEN
 from llava.bench.gpu_check.parts import PARTS, Row
 from llava.errors import UserError
+from llava.markdown import markdown_table
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
@@ -53,8 +54,7 @@ def _part(name: str, found: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return markdown_table(header, rows, aligned=False).splitlines()
 
 
 def _agreement(rows: Sequence[Row]) -> list[str]:
