@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -230,9 +229,14 @@ class Assistant:
         return self.model.prompt_encoder
 
     def answer(
-        self, question: str, image: Image.Image | None = None, generation: Generation | None = None
+        self, question: str, image: ImageSource | None = None, generation: Generation | None = None
     ) -> Answer:
         """Answer one question about one image, or about none.
+
+        Args:
+            question: The words; ``<image>`` may mark where the image belongs.
+            image: An image, its file, or its values as an array.
+            generation: How the answer is written; greedily if missing.
 
         Raises:
             UserError: If the question is empty, too long, or does not fit the image.
@@ -319,7 +323,7 @@ class Assistant:
             raise job.result.error
         return job.result
 
-    def chat(self, *images: Image.Image | None) -> Chat:
+    def chat(self, *images: ImageSource | None) -> Chat:
         """Begin a conversation about images, or about none."""
         return Chat(self, tuple(image for image in images if image is not None))
 
@@ -542,7 +546,7 @@ class Chat:
         messages: Of user and assistant by turns, so far.
     """
 
-    def __init__(self, assistant: Assistant, images: tuple[Image.Image, ...] = ()) -> None:
+    def __init__(self, assistant: Assistant, images: tuple[ImageSource, ...] = ()) -> None:
         self.answers: list[Answer] = []
         self.token_reduction: str | None = None
         self.prompt = ""
@@ -557,7 +561,7 @@ class Chat:
         """What the template calls the user and the model."""
         return self._assistant.template.roles
 
-    def ask(self, text: str, *images: Image.Image, generation: Generation | None = None) -> Answer:
+    def ask(self, text: str, *images: ImageSource, generation: Generation | None = None) -> Answer:
         """Answer the next question, maybe about further images.
 
         Raises:
@@ -567,7 +571,7 @@ class Chat:
             pass
         return self.answers[-1]
 
-    def stream(self, text: str, *images: Image.Image, generation: Generation | None = None) -> Iterator[str]:
+    def stream(self, text: str, *images: ImageSource, generation: Generation | None = None) -> Iterator[str]:
         """Answer the next question piece by piece; a turn that is given up or fails leaves no trace.
 
         Raises:

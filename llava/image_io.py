@@ -170,12 +170,26 @@ def _turned_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     """Convert any mode to RGB; the wide ones are scaled to 8 bits, where Pillow would clip them to white.
 
     Every image goes through this, wherever it comes from, so that a file and the same image in memory look
     alike to the model. One in RGB is returned as it is.
+
+    Args:
+        image: An image, or its values as an array: uint8 (height, width), (height, width, 3) or (height,
+            width, 4) with transparency, or uint16 (height, width).
+
+    Raises:
+        UserError: If it is anything else.
     """
+    if isinstance(image, np.ndarray):
+        image = _of_array(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"an image is {type(image).__name__}; accepted: an image of Pillow, its values as a NumPy array, "
+            "or what load_image returns for a path"
+        )
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
@@ -183,6 +197,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same colors
     return image.convert("RGB")
+
+
+def _of_array(values: np.ndarray) -> Image.Image:
+    """Make an image of an array of values, (height, width) or (height, width, 3 or 4).
+
+    Raises:
+        UserError: If the array is not one of those that `to_rgb` accepts.
+    """
+    is_colored = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    is_gray = values.ndim == 2 and values.dtype in (np.uint8, np.uint16)
+    if not (is_colored or is_gray) or 0 in values.shape:
+        raise UserError(
+            f"an image is an array of shape {values.shape} and type {values.dtype}; accepted: uint8 (height, "
+            "width), (height, width, 3) or (height, width, 4), or uint16 (height, width)"
+        )
+    return Image.fromarray(values)
 
 
 def _white_level(image: Image.Image) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -15,8 +16,9 @@ from llava.errors import UserError
 from llava.image_io import load_image, to_rgb
 from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
 
-ImageSource = Image.Image | str | Path | Callable[[], Image.Image]
-"""An image in RGB, or its file, or a function that returns it; read when it is needed."""
+ImageSource = Image.Image | np.ndarray | str | Path | Callable[[], Image.Image]
+"""An image, or its values as `to_rgb` takes them, or its file, or a function that returns it; read when it is
+needed."""
 
 Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")
@@ -28,10 +30,10 @@ def read_image(source: ImageSource) -> Image.Image:
     Raises:
         UserError: If it cannot be read.
     """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
     if isinstance(source, str | Path):
         return load_image(source)
+    if not callable(source):
+        return to_rgb(source)
     try:
         image = source()
     except UserError:
@@ -61,8 +63,10 @@ class Message:
         """Refuse what no model can read.
 
         Raises:
-            UserError: If the role is unknown, or somebody else than the user shows images.
+            UserError: If the role is unknown, the text is none, or somebody else than the user shows images.
         """
+        if not isinstance(self.text, str):
+            raise UserError(f"the text of a message is {type(self.text).__name__}; accepted: str")
         if self.role not in ROLES:
             raise UserError(f"a message is from {self.role!r}; accepted: {', '.join(ROLES)}")
         if self.images and self.role != "user":
@@ -98,6 +102,8 @@ class Request:
         Raises:
             UserError: If it is not accepted, or the turns do not alternate.
         """
+        if not isinstance(self.generation, Generation):
+            raise UserError(f"generation is {type(self.generation).__name__}; accepted: llava.Generation")
         object.__setattr__(self, "messages", tuple(self.messages))
         if isinstance(self.token_reduction, str):
             object.__setattr__(self, "token_reduction", parse_reduction(self.token_reduction))

@@ -6,8 +6,10 @@ import ast
 import base64
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -62,12 +64,12 @@ def mean_color(image_processor: Any) -> tuple[int, ...]:
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image | np.ndarray], image_processor: Any, model_cfg: Any
 ) -> Tensor | list[Tensor]:
     """Turn images into the vision tower's pixels.
 
     Args:
-        images: Images in RGB.
+        images: Images of any mode, or their values; see `llava.image_io.to_rgb`.
         image_processor: CLIP's processor.
         model_cfg: The model's config; its ``image_aspect_ratio`` is ``pad`` (square with the mean color),
             ``anyres`` (tiles, with ``image_grid_pinpoints``), or anything else for CLIP's resize and crop.
@@ -75,7 +77,12 @@ def process_images(
     Returns:
         Pixels (B, 3, height, width), with ``anyres`` (B, 1 + tiles, 3, height, width); a list where the
         shapes differ.
+
+    Raises:
+        UserError: If ``images`` is no list of images, or an image cannot be used.
     """
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        raise UserError(f"images is {type(images).__name__}; accepted: a list of images")
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
@@ -85,7 +92,7 @@ def process_images(
     return torch.stack(pixels) if len({image.shape for image in pixels}) == 1 else pixels
 
 
-def process_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> Tensor:
+def process_image(image: Image.Image | np.ndarray, image_processor: Any, aspect_ratio: str | None) -> Tensor:
     """Turn one image into pixels (3, height, width); ``pad`` makes it square first, see `process_images`."""
     image = to_rgb(image)
     if aspect_ratio == "pad":
@@ -170,7 +177,7 @@ def get_anyres_image_grid_shape(
 
 
 def process_anyres_image(
-    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size] | None
+    image: Image.Image | np.ndarray, processor: Any, grid_pinpoints: str | Sequence[Size] | None
 ) -> Tensor:
     """Turn an image into the pixels of a small whole and of its tiles.
 
@@ -232,8 +239,11 @@ def tokenizer_image_token(
         Ids (L,), as a list or a long tensor; BOS only once, in front.
 
     Raises:
+        UserError: If the prompt is no text.
         ValueError: If ``return_tensors`` is anything else.
     """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt is {type(prompt).__name__}; accepted: str")
     ids, _ = ids_and_spans(prompt, tokenizer)
     if image_token_index != IMAGE_TOKEN_INDEX:
         ids = [image_token_index if token == IMAGE_TOKEN_INDEX else token for token in ids]
@@ -244,9 +254,9 @@ def tokenizer_image_token(
     return torch.tensor(ids, dtype=torch.long)
 
 
-def get_model_name_from_path(model_path: str) -> str:
+def get_model_name_from_path(model_path: str | Path) -> str:
     """Return the last part of a path, with its parent's name in front if it is a ``checkpoint-*`` folder."""
-    parts = model_path.strip("/").split("/")
+    parts = str(model_path).strip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 

@@ -89,3 +89,63 @@ def test_an_image_is_the_same_whichever_way_it_comes_in(mode, tmp_path):
         config = SimpleNamespace(image_aspect_ratio=ratio)
         pixels = [process_images([one], processor, config) for one in (image, load_image(path))]
         assert torch.equal(*pixels)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        (np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "RGB"),
+        (np.arange(64, dtype=np.uint8).reshape(4, 4, 4), "RGBA"),
+        (np.arange(16, dtype=np.uint8).reshape(4, 4), "L"),
+        (np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000, "I;16"),
+    ],
+)
+def test_values_of_an_array_are_the_image_that_pillow_makes_of_them(values, mode):
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    assert read_image(values).tobytes() == read_image(image).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"bytes", "an image is bytes"),
+        ([Image.new("RGB", (2, 2))], "an image is list"),
+        (torch.zeros(3, 2, 2), "an image is Tensor; accepted: an image of Pillow"),
+        (np.zeros((2, 2, 3)), r"an array of shape \(2, 2, 3\) and type float64; accepted: uint8"),
+        (np.zeros((3, 2, 2), dtype=np.uint8), r"an array of shape \(3, 2, 2\)"),
+        (np.zeros((0, 2), dtype=np.uint8), r"an array of shape \(0, 2\)"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_type(source, message):
+    with pytest.raises(UserError, match=message):
+        read_image(source)
+
+
+@pytest.mark.parametrize("text", [5, None, b"What?"])
+def test_a_message_is_a_text(text):
+    with pytest.raises(UserError, match=f"the text of a message is {type(text).__name__}; accepted: str"):
+        Message("user", text)
+
+
+def test_how_an_answer_is_written_is_no_dictionary():
+    with pytest.raises(UserError, match="generation is dict; accepted: llava.Generation"):
+        Request.ask("What?", generation={"temperature": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("max_new_tokens", "5", "a whole number"),
+        ("max_new_tokens", 5.0, "a whole number"),
+        ("max_new_tokens", None, "a whole number"),
+        ("temperature", "hot", "a number"),
+        ("top_p", "0.9", "a number"),
+        ("num_beams", True, "a whole number"),
+        ("stop", 5, "a text, or several"),
+        ("stop", [5], "a text, or several"),
+    ],
+)
+def test_settings_of_another_type_are_refused(name, value, accepted):
+    with pytest.raises(UserError, match=f"^{name} is .*; accepted: {accepted}$"):
+        Generation(**{name: value})

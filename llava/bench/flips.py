@@ -34,7 +34,7 @@ QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "
 def kept_in_batches(tower: CLIPVisionTower, pixels: Tensor, questions: list[str], batch: int) -> Tensor:
     """Return which patches stay, bool (B, N), when (B, 3, height, width) pixels run ``batch`` at a time."""
     kept = [
-        tower(pixels[start : start + batch], questions[start : start + batch]).kept
+        tower.select(pixels[start : start + batch], questions[start : start + batch]).kept
         for start in range(0, len(pixels), batch)
     ]
     return torch.cat(kept)

@@ -6,8 +6,9 @@ Shapes: L positions of a prompt, H width of the language model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -46,8 +47,11 @@ class Generation:
         """Refuse what no engine can do.
 
         Raises:
-            UserError: If a value is out of its range.
+            UserError: If a value is of another type or out of its range.
         """
+        for name, value in {one.name: getattr(self, one.name) for one in fields(self)}.items():
+            if not _is_of_kind(name, value):
+                raise UserError(f"{name} is {value!r}; accepted: {_KINDS[name][1]}")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         accepted = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
@@ -76,6 +80,29 @@ class Generation:
     def samples(self) -> bool:
         """Whether tokens are drawn by chance."""
         return self.temperature >= 0.001
+
+
+_WHOLE, _NUMBER, _TEXTS = (Integral, "a whole number"), (Real, "a number"), (str, "a text, or several")
+_KINDS: dict[str, tuple[type, str]] = {
+    "max_new_tokens": _WHOLE,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "num_beams": _WHOLE,
+    "seed": _WHOLE,
+    "stop": _TEXTS,
+    "repetition_penalty": _NUMBER,
+    "min_new_tokens": _WHOLE,
+}
+"""Of what type a setting of `Generation` is, and how an error says so."""
+
+
+def _is_of_kind(name: str, value: Any) -> bool:
+    """Tell whether a value is of the type of this setting of `Generation`."""
+    if value is None:
+        return name in ("top_p", "seed")
+    if name == "stop" and not isinstance(value, str):
+        return isinstance(value, Iterable) and all(isinstance(text, str) for text in value)
+    return isinstance(value, _KINDS[name][0]) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -49,7 +50,7 @@ class CheckpointKind(Enum):
     """Adapter and ``non_lora_trainables.bin``, to go with a base model."""
 
 
-def resolve_folder(name: str, beside: Path | None = None) -> Path:
+def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
     """Find the folder of a checkpoint by path, beside another checkpoint, or on the model hub.
 
     Args:
@@ -62,7 +63,7 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
     place = _local_folder(name, beside)
     if place is not None:
         return place
-    path = _expanded(name)
+    path, name = _expanded(name), str(name)
     if _exists(path):
         raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -108,19 +109,21 @@ def _last_parts(name: str, beside: Path | None = None) -> set[str]:
     return {place.absolute().name, real.name} | cached
 
 
-def _local_folder(name: str, beside: Path | None) -> Path | None:
+def _local_folder(name: str | Path, beside: Path | None) -> Path | None:
     """Return the folder of this machine that a name means, if there is one."""
     path = _expanded(name)
     places = [path] if beside is None or path.is_absolute() else [beside.parent / path, beside / path, path]
     return next((place for place in places if _exists(place) and place.is_dir()), None)
 
 
-def _expanded(name: str) -> Path:
+def _expanded(name: str | Path) -> Path:
     """Return a path in which ``~`` is resolved.
 
     Raises:
-        UserError: If it names a user that this machine has not.
+        UserError: If it is no name, or names a user that this machine has not.
     """
+    if not isinstance(name, str | PathLike):
+        raise UserError(f"a model is named by {name!r}; accepted: a folder or a hub id")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

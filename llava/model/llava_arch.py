@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from llava.errors import UserError
 from llava.internals import execution_device
 from llava.model.checkpoint_files import read_tensors
+from llava.model.input_checks import check_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.token_reduction import VisualTokens, parse_reduction
+from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.prompt_encoder import Images, PromptEncoder
 from llava.model.sharding import gathered_parameters
@@ -141,21 +143,24 @@ class LlavaMetaForCausalLM(ABC):
         """Embeds this model's prompts with their images in place."""
         return PromptEncoder(self)
 
-    def encode_images(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
-        """Encode, reduce and project a batch of images: LLaVA's name.
+    def encode_images(
+        self, images: Tensor, texts: Sequence[ImageText] | str | None = None
+    ) -> Tensor | list[Tensor]:
+        """Encode, reduce and project a batch of images: LLaVA's name and result.
 
         Args:
             images: Pixels, (I, 3, height, width).
             texts: What CLIP's text encoder reads for each image, see `CLIPVisionTower.forward`.
 
         Returns:
-            Visual tokens in the language model's width: ``packed`` is (sum(counts), H).
+            Visual tokens in the language model's width: (I, n, H) where all images have n of them, as without
+            a reducer, otherwise one (n_i, H) per image.
 
         Raises:
-            UserError: If the model has no vision tower.
+            UserError: If the model has no vision tower, or the reducer needs a question and there is none.
         """
-        tokens: VisualTokens = self.prompt_encoder.tower(images, texts)
-        return VisualTokens(self.project_packed(tokens.packed), tokens.counts, tokens.kept)
+        tokens = self.prompt_encoder.tower.select(images, texts)
+        return replace(tokens, packed=self.project_packed(tokens.packed)).stacked()
 
     def project_packed(self, packed: Tensor) -> Tensor:
         """Map packed visual tokens (n, D) to the language model's width, (n, H)."""
@@ -197,6 +202,7 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             UserError: If placeholders and images do not match, or a question is needed and cannot be had.
         """
+        check_ids(input_ids)
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         batch = self.prompt_encoder.splice(

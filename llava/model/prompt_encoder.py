@@ -10,7 +10,7 @@ was cut for ``anyres``), N patches per crop, D width of the vision tower, H widt
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from llava.conversation import user_turns
 from llava.errors import UserError
 from llava.mm_utils import process_images
 from llava.model.anyres import arrange_crops
+from llava.model.input_checks import check_ids, check_images, check_texts
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens
 from llava.model.placement import hand_over
@@ -92,6 +93,8 @@ class PromptEncoder:
         self._model = model
         self._has_warned_of_cut = False
         self._has_warned_of_unseen = False
+        self.observers: list[Callable[[list[ReducedImage]], None]] = []
+        """Called with what is left of a batch of images, whenever `splice` has reduced one."""
 
     @property
     def config(self) -> Any:
@@ -108,11 +111,12 @@ class PromptEncoder:
         """The vision tower.
 
         Raises:
-            UserError: If the model has none.
+            UserError: If the model has none, or it is not loaded.
         """
         tower = self._model.get_vision_tower()
         if tower is None:
             raise UserError("images were given to a model without a vision tower")
+        tower.require_loaded()
         return tower
 
     @property
@@ -267,6 +271,9 @@ class PromptEncoder:
         Raises:
             UserError: If placeholders and images do not match, or a text is needed and cannot be had.
         """
+        check_ids(input_ids, attention_mask, labels)
+        if images is not None:
+            check_images(images)
         rows = drop_padding(input_ids, attention_mask)
         label_rows = [
             row.new_full(row.shape, IGNORE_INDEX) if labels is None else kept
@@ -320,12 +327,13 @@ class PromptEncoder:
         if texts is not None and len(texts) == len(counts):
             texts = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
         sizes: Sequence[Size | None] = image_sizes or [None] * len(counts)
-        # Called as a module, because training counts what comes out of it.
-        tokens: VisualTokens = tower(pixels, texts)
-        return [
+        reduced = [
             ReducedImage(crops, size, tower.token_reduction)
-            for crops, size in zip(tokens.split_images(counts), sizes, strict=True)
+            for crops, size in zip(tower.select(pixels, texts).split_images(counts), sizes, strict=True)
         ]
+        for observe in self.observers:
+            observe(reduced)
+        return reduced
 
     def _text_per_image(
         self,
@@ -339,6 +347,7 @@ class PromptEncoder:
         if not self.tower.token_reduction.needs_question:
             return None
         if texts is not None:
+            check_texts(texts)
             return match_texts(texts, shown, images)
         if self._model.tokenizer is None:
             return None

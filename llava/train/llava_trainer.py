@@ -199,9 +199,7 @@ class LLaVATrainer(Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(LogLines())
         self.meter = TrainingMeter()
-        tower = self.model.get_vision_tower()
-        if tower is not None:
-            self.meter.watch(tower)
+        self.meter.watch(self.model.prompt_encoder)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.multimodal_encoder.token_reduction import VisualTokens
+from llava.model.prompt_encoder import PromptEncoder, ReducedImage
 
 
 class TrainingMeter:
@@ -27,12 +27,12 @@ class TrainingMeter:
         self.skipped = 0
         self.visual_tokens: list[int] = []  # per image that was shown
 
-    def watch(self, tower: Any) -> None:
-        """Count what a vision tower gives for each image from now on."""
-        tower.register_forward_hook(self._count_visual_tokens)
+    def watch(self, encoder: PromptEncoder) -> None:
+        """Count from now on what is left of each image in the prompts that an encoder embeds."""
+        encoder.observers.append(self._count_visual_tokens)
 
-    def _count_visual_tokens(self, tower: Any, inputs: Any, tokens: VisualTokens) -> None:
-        self.visual_tokens += tokens.counts
+    def _count_visual_tokens(self, images: Sequence[ReducedImage]) -> None:
+        self.visual_tokens += [sum(image.crops.counts) for image in images]
 
     def read(self, batch: dict[str, Any], run: Callable[[], Any]) -> Any:
         """Run a step on a batch, and count what it reads.

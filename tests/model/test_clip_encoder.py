@@ -47,6 +47,65 @@ def test_no_layer_beyond_the_selected_one_is_built(layer, layers, whole_clip):
     assert torch.equal(tower.encode(pixels), hidden[:, 1:])
 
 
+@pytest.mark.parametrize("layer", [-2, -1, 2])
+def test_the_encoder_inside_gives_the_hidden_states_that_the_whole_one_gives(layer, whole_clip):
+    tower = build_vision_tower(settings(mm_vision_select_layer=layer, mm_vision_token_reduce_func=None))
+    pixels = torch.randn(2, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = whole_clip.vision_model(pixels, output_hidden_states=True)
+        for encoder in (tower.vision_tower, tower.vision_tower.vision_model):
+            outputs = encoder(pixels, output_hidden_states=True)
+            assert len(outputs.hidden_states) == len(whole.hidden_states)
+            assert torch.equal(outputs.hidden_states[layer], whole.hidden_states[layer])
+            assert torch.equal(tower.feature_select(outputs), tower(pixels))
+    if layer == -1:
+        assert torch.equal(outputs.pooler_output, whole.pooler_output)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda outputs: outputs.hidden_states[-1][:, 1:],
+        lambda outputs: outputs.hidden_states[-1].mean(),
+        lambda outputs: torch.stack([outputs.last_hidden_state]),
+        lambda outputs: outputs.image_embeds.norm(),
+        lambda outputs: torch.nn.functional.normalize(outputs.image_embeds),
+        lambda outputs: outputs.image_embeds @ torch.ones(48),
+        lambda outputs: list(outputs.last_hidden_state),
+    ],
+)
+def test_what_only_the_missing_layers_would_tell_is_refused(tower, use):
+    outputs = tower.vision_tower(torch.zeros(1, 3, 336, 336), output_hidden_states=True)
+    with pytest.raises(UserError, match="ends at the layer that LLaVA reads"):
+        use(outputs)
+
+
+def test_called_as_llava_calls_it_the_tower_gives_tensors(pictures, loaded):
+    _, model, processor, _ = loaded
+    pixels = torch.stack(list(process_images(list(pictures.values())[:2], processor, model.config)))
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
+    features = tower(pixels)
+    assert features.shape == (2, 576, 48)
+    assert torch.equal(features, tower.encode(pixels))
+    for given, whole in zip(tower(list(pixels)), features, strict=True):
+        assert given.shape == (1, 576, 48)
+        torch.testing.assert_close(given[0], whole)
+    tower.set_token_reduction("TRIM:4")
+    assert tower(pixels, ["a", "b"]).shape == (2, 5, 48)
+    tower.set_token_reduction("TRIM:-1")
+    lengths = tower.select(pixels, ["What color is the cat?", "a dog"]).counts
+    assert len(set(lengths)) == 2
+    assert [len(tokens) for tokens in tower(pixels, ["What color is the cat?", "a dog"])] == list(lengths)
+
+
+def test_a_tower_that_is_not_loaded_says_so():
+    tower = CLIPVisionTower(str(TINY_CLIP), settings(mm_vision_token_reduce_func=None), delay_load=True)
+    with pytest.raises(UserError, match="is not loaded yet: call its load_model"):
+        tower(torch.zeros(1, 3, 336, 336))
+    tower.load_model()
+    assert tower(torch.zeros(1, 3, 336, 336)).shape == (1, 576, 48)
+
+
 def test_clip_is_held_once_and_frozen(tower, whole_clip):
     last_layer = sum(p.numel() for p in whole_clip.vision_model.encoder.layers[-1].parameters())
     held = sum(p.numel() for p in tower.parameters())
@@ -66,17 +125,17 @@ def test_without_a_reducer_that_asks_the_text_half_is_not_loaded():
     tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
     assert tower.text_tower is None
     pixels = torch.zeros(1, 3, 336, 336)
-    assert tower(pixels).counts == (576,)
+    assert tower.select(pixels).counts == (576,)
     tower.set_token_reduction("TRIM:4")
     assert tower.text_tower is not None
-    assert tower(pixels, ["a cat"]).counts == (5,)
+    assert tower.select(pixels, ["a cat"]).counts == (5,)
 
 
 def test_cls_patch_keeps_the_cls_token_in_front():
     tower = build_vision_tower(
         settings(mm_vision_select_feature="cls_patch", mm_vision_token_reduce_func=None)
     )
-    assert tower(torch.zeros(1, 3, 336, 336)).counts == (577,)
+    assert tower.select(torch.zeros(1, 3, 336, 336)).counts == (577,)
 
 
 def test_questions_are_embedded_as_clip_itself_does(tower, whole_clip):
@@ -115,9 +174,9 @@ def test_through_the_tower_an_image_keeps_the_same_patches_in_any_batch(pictures
     pixels = process_images(list(pictures.values()), processor, model.config)
     questions = [case["question"] for case in reference[:5]]
     pairs = [(image, question) for image in range(5) for question in range(5)]
-    batch = tower(pixels[[i for i, _ in pairs]], [questions[q] for _, q in pairs])
+    batch = tower.select(pixels[[i for i, _ in pairs]], [questions[q] for _, q in pairs])
     for row, (image, question) in enumerate(pairs):
-        alone = tower(pixels[image : image + 1], [questions[question]])
+        alone = tower.select(pixels[image : image + 1], [questions[question]])
         assert torch.equal(alone.kept[0], batch.kept[row])
 
 
@@ -127,7 +186,7 @@ def test_scores_are_float32_whatever_the_tower_is(dtype, pictures, loaded):
     tower = CLIPVisionTower(str(TINY_CLIP), settings(), delay_load=True)
     tower.load_model(dtype=dtype)
     pixels = process_images([pictures["img0.png"]], processor, model.config)  # of another type than the tower
-    tokens = tower(pixels, ["a cat"])
+    tokens = tower.select(pixels, ["a cat"])
     assert tokens.packed.dtype is dtype
     assert tower.score_patches(tower.encode(pixels), tower.encode_texts(["a cat"])).dtype is torch.float32
 
@@ -135,11 +194,11 @@ def test_scores_are_float32_whatever_the_tower_is(dtype, pictures, loaded):
 def test_autocast_rounds_nothing_that_decides_which_patches_stay(pictures, loaded):
     _, model, processor, _ = loaded
     pixels = process_images([pictures["img0.png"]], processor, model.config)
-    plain, tower = build_vision_tower(settings())(pixels, ["a cat"]), build_vision_tower(settings())
+    plain, tower = build_vision_tower(settings()).select(pixels, ["a cat"]), build_vision_tower(settings())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tokens = tower(pixels, ["a cat"])
+        tokens = tower.select(pixels, ["a cat"])
     assert torch.equal(tokens.packed, plain.packed)
-    assert torch.equal(tower(pixels, ["a cat"]).packed, plain.packed)
+    assert torch.equal(tower.select(pixels, ["a cat"]).packed, plain.packed)
 
 
 def test_a_folder_with_the_vision_half_only_serves_reducers_that_ask_nothing(tmp_path):
@@ -147,7 +206,7 @@ def test_a_folder_with_the_vision_half_only_serves_reducers_that_ask_nothing(tmp
     CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32).vision_model.save_pretrained(folder)
     shutil.copy(TINY_CLIP / "preprocessor_config.json", folder)
     tower = build_vision_tower(settings(mm_vision_tower=str(folder), mm_vision_token_reduce_func="Pool:4"))
-    assert tower(torch.zeros(1, 3, 336, 336)).counts == (4,)
+    assert tower.select(torch.zeros(1, 3, 336, 336)).counts == (4,)
     with pytest.raises(UserError, match="text encoder"):
         tower.set_token_reduction("TRIM:-1")
 
@@ -191,16 +250,16 @@ def test_a_bad_setting_is_refused_before_any_picture_is_seen(change, message):
 def test_questions_must_match_images(tower):
     pixels = torch.zeros(2, 3, 336, 336)
     with pytest.raises(UserError, match="none was given"):
-        tower(pixels)
+        tower.select(pixels)
     with pytest.raises(UserError, match="3 questions for 2 images"):
-        tower(pixels, ["a", "b", "c"])
-    assert len(tower(pixels, "one for all").counts) == 2
+        tower.select(pixels, ["a", "b", "c"])
+    assert len(tower.select(pixels, "one for all").counts) == 2
 
 
 def test_the_tower_keeps_no_activations_for_a_backward_pass(tower):
     kept = []
     pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda _: None):
-        tokens = tower(pixels, ["What color is the cat?"])
+        tokens = tower.select(pixels, ["What color is the cat?"])
     assert kept == []
     assert not tokens.packed.requires_grad

@@ -4,6 +4,7 @@ from threading import Thread
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlamaForCausalLM, TextIteratorStreamer
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -75,10 +76,83 @@ def test_several_images_in_one_prompt(parts):
     tokenizer, model, pixels = parts
     ids = encode(tokenizer, prompt("Compare them.", images=3)).unsqueeze(0)
     tower = model.get_vision_tower()
-    counts = tower(pixels, "Compare them.").counts
+    counts = tower.select(pixels, "Compare them.").counts
     assert model(ids, images=pixels).logits.shape[1] == ids.shape[1] - 3 + sum(counts)
     as_list = model.generate(ids, images=list(pixels), do_sample=False, max_new_tokens=5)
     assert torch.equal(as_list, model.generate(ids, images=pixels, do_sample=False, max_new_tokens=5))
+
+
+def test_arguments_stand_where_llava_has_them(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt(QUESTIONS[0])).unsqueeze(0)
+    named = model(ids, images=pixels[:1], output_hidden_states=True)
+    by_place = model(ids, None, None, None, None, None, False, None, True, pixels[:1], None, True)
+    assert torch.equal(by_place.logits, named.logits)
+    assert by_place.past_key_values is None
+    assert torch.equal(by_place.hidden_states[-1], named.hidden_states[-1])
+
+
+def test_encode_images_gives_what_llava_gives(parts):
+    _, model, pixels = parts
+    tower, projector = model.get_vision_tower(), model.get_model().mm_projector
+    model.set_token_reduction("none")
+    try:
+        features = model.encode_images(pixels)
+        assert features.shape == (len(pixels), tower.num_patches, model.config.hidden_size)
+        assert torch.equal(features, projector(tower(pixels)))
+    finally:
+        model.set_token_reduction("TRIM:-1")
+    with pytest.raises(UserError, match="pass texts="):
+        model.encode_images(pixels)
+    counts = tower.select(pixels, QUESTIONS[0]).counts
+    assert [len(tokens) for tokens in model.encode_images(pixels, QUESTIONS[0])] == list(counts)
+    model.set_token_reduction("TRIM:7")
+    try:
+        assert model.encode_images(pixels, QUESTIONS[0]).shape[1] == 8
+    finally:
+        model.set_token_reduction("TRIM:-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids, pixels: (ids[0], pixels), r"input_ids is Tensor of shape \(\d+,\) and type torch.int64"),
+        (lambda ids, pixels: (ids.float(), pixels), "type torch.float32; accepted: .* of whole numbers"),
+        (lambda ids, pixels: (ids.tolist(), pixels), "input_ids is list of list of int"),
+        (lambda ids, pixels: (ids, pixels[0]), r"images is Tensor of shape \(3, 336, 336\)"),
+        (lambda ids, pixels: (ids, [Image.new("RGB", (9, 9))]), "images is list of Image; accepted"),
+        (lambda ids, pixels: (ids, "photo.jpg"), "images is str; accepted: what process_images returns"),
+        (lambda ids, pixels: (ids, pixels.numpy()), "images is ndarray of shape"),
+        (
+            lambda ids, pixels: (ids, pixels[..., :50]),
+            r"accepted: a floating-point .* \(images, 3, 336, 336\)",
+        ),
+        (lambda ids, pixels: (ids, pixels[:, :1]), r"shape \(1, 1, 336, 336\)"),
+        (lambda ids, pixels: (ids, pixels.to(torch.uint8)), "torch.uint8"),
+    ],
+)
+def test_inputs_of_another_type_or_shape_are_refused(parts, change, message):
+    tokenizer, model, pixels = parts
+    ids, images = change(encode(tokenizer, prompt(QUESTIONS[0])).unsqueeze(0), pixels[:1])
+    for call in (model.generate, model):
+        with pytest.raises(UserError, match=message):
+            call(ids, images=images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": 5}, "texts is int; accepted: a text for all images"),
+        ({"texts": [5]}, "texts is list of int"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask is Tensor of shape \(1, 3\)"),
+        ({"attention_mask": [[1]]}, "attention_mask is list of list of int"),
+    ],
+)
+def test_what_goes_with_ids_is_refused_if_of_another_type_or_shape(parts, arguments, message):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt(QUESTIONS[0])).unsqueeze(0)
+    with pytest.raises(UserError, match=message):
+        model.generate(ids, images=pixels[:1], **arguments)
 
 
 def test_the_question_is_read_from_the_ids_exactly(parts):

@@ -56,7 +56,7 @@ def base(checkpoint_copy):
 def test_the_config_line_alone_turns_trim_on(checkpoint_copy):
     folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:-1")
     model = load(folder)[1]
-    counts = model.get_vision_tower()(PIXELS, ["what?"]).counts
+    counts = model.get_vision_tower().select(PIXELS, ["what?"]).counts
     assert counts[0] < 576
     assert logits(model).shape[1] == IDS.shape[1] - 1 + counts[0]
 

@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llava.errors import UserError
-from llava.model.multimodal_encoder.token_reduction import VisualTokens
+from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens
+from llava.model.prompt_encoder import PromptEncoder, ReducedImage
 from llava.train import argument_checks
 from llava.train.arguments import parse_arguments
 from llava.train.meter import TrainingMeter
@@ -19,29 +21,28 @@ VISUAL = ["visual_tokens_mean", "visual_tokens_min", "visual_tokens_max"]
 
 
 def step(
-    meter: TrainingMeter, tower: torch.nn.Module, ids: list[list[int]], counts: list[int], **more
+    meter: TrainingMeter, encoder: PromptEncoder, ids: list[list[int]], counts: list[int], **more
 ) -> None:
-    """Run a step whose tower gives so many tokens per image."""
+    """Run a step whose images are reduced to so many tokens."""
     rows = torch.tensor(ids)
     batch = {"input_ids": rows, "attention_mask": rows != 0, **more}
-    meter.read(batch, lambda: tower(counts))
+    tokens = [VisualTokens(torch.zeros(count, 2), (count,), torch.ones(1, 1)) for count in counts]
+    images = [ReducedImage(crops, None, NoReduction()) for crops in tokens]
+    meter.read(batch, lambda: encoder.observers[0](images))
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
 @pytest.fixture
-def tower() -> torch.nn.Module:
-    class Tower(torch.nn.Module):
-        def forward(self, counts: list[int]) -> VisualTokens:
-            return VisualTokens(torch.zeros(sum(counts), 2), tuple(counts), torch.ones(len(counts), 1))
-
-    return Tower()
+def encoder() -> PromptEncoder:
+    model: Any = torch.nn.Module()
+    return PromptEncoder(model)
 
 
-def test_the_log_tells_the_tokens_of_every_image(tower: torch.nn.Module):
+def test_the_log_tells_the_tokens_of_every_image(encoder: PromptEncoder):
     meter = TrainingMeter()
-    meter.watch(tower)
-    step(meter, tower, [[1, -200, 5], [1, -200, 0]], [7, 3])
-    step(meter, tower, [[1, -200, 5]], [20])
+    meter.watch(encoder)
+    step(meter, encoder, [[1, -200, 5], [1, -200, 0]], [7, 3])
+    step(meter, encoder, [[1, -200, 5]], [20])
     logs = meter.summarize(lambda table: table, CPU)
     assert [logs[name] for name in VISUAL] == [10, 3, 20]
     # 2 + 1 + 2 of text, 30 of images, none of padding.
@@ -49,19 +50,19 @@ def test_the_log_tells_the_tokens_of_every_image(tower: torch.nn.Module):
     assert meter.summarize(lambda table: table, CPU) == {}
 
 
-def test_the_blank_image_of_a_batch_of_text_is_not_counted(tower: torch.nn.Module):
+def test_the_blank_image_of_a_batch_of_text_is_not_counted(encoder: PromptEncoder):
     meter = TrainingMeter()
-    meter.watch(tower)
-    step(meter, tower, [[1, 5]], [9])
+    meter.watch(encoder)
+    step(meter, encoder, [[1, 5]], [9])
     logs = meter.summarize(lambda table: table, CPU)
     assert set(logs) == set(READ)
     assert logs["images_per_second"] == 0
 
 
-def test_all_processes_are_summed_up_and_skipped_records_stay_counted(tower: torch.nn.Module):
+def test_all_processes_are_summed_up_and_skipped_records_stay_counted(encoder: PromptEncoder):
     meter = TrainingMeter()
-    meter.watch(tower)
-    step(meter, tower, [[1, -200]], [5], skipped=2)
+    meter.watch(encoder)
+    step(meter, encoder, [[1, -200]], [5], skipped=2)
     # The other process showed no image, so it has no least number of tokens.
     other = torch.tensor([[4, 1, 0, 0, torch.iinfo(torch.long).max, 0]])
     logs = meter.summarize(lambda table: torch.cat([table, other]), CPU)

@@ -367,7 +367,7 @@ def test_the_flag_wins_over_the_bases_config(command, tmp_path: Path):
             "finetune", model_name_or_path=base, vision_tower=None, mm_vision_token_reduce_func=flag
         )
         model = set_up(argv).model
-        tokens = model.get_vision_tower()(torch.randn(1, 3, 336, 336), ["What?"])
+        tokens = model.get_vision_tower().select(torch.randn(1, 3, 336, 336), ["What?"])
         assert tokens.counts == (expected,)
         assert model.config.mm_vision_token_reduce_func == (flag or "TRIM:0.5")
 

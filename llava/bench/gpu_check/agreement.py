@@ -90,7 +90,7 @@ def compare(assistant: Assistant, case: dict[str, Any], expected: Tensor) -> Agr
     pixels = assistant.encoder.preprocess(image)
     tower = model.get_vision_tower()
     assert tower is not None
-    tokens = tower(pixels, [case["question"]])
+    tokens = tower.select(pixels, [case["question"]])
     everything = list(range(tower.num_patches))
     logits = model(ids, images=pixels).logits[0, -1].float().cpu()
     answer = model.generate(ids, images=pixels, do_sample=False, max_new_tokens=NEW_TOKENS)

@@ -55,8 +55,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         images: Images | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        return_dict: bool | None = None,
         texts: Sequence[ImageText] | str | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -69,8 +73,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             past_key_values: Cache of earlier positions; newer versions of transformers pass it as ``cache``.
             inputs_embeds: (B, T, H) instead of ids and images.
             labels: (B, L); visual tokens are never supervised.
+            use_cache: Transformers' argument, as the next two and ``return_dict``.
+            output_attentions: See there.
+            output_hidden_states: See there.
             images: Pixels of all images, (I, 3, height, width) or a list.
             image_sizes: Width and height of the images in pixels, for ``anyres``.
+            return_dict: See above.
             texts: The question per image, several per image while training; read from the ids if missing.
             **kwargs: Llama's other arguments.
 
@@ -97,6 +105,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if labels is not None and kwargs.get("num_items_in_batch") is None:
             # The mean over what is supervised; 0, not 0/0, where nothing is.
             kwargs["num_items_in_batch"] = count_supervised(labels).clamp(min=1)
+        settings = {
+            "use_cache": use_cache,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+        }
+        kwargs |= {name: value for name, value in settings.items() if value is not None}
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

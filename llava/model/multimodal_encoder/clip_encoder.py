@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPTextModelWithProjection, CLIPVisionConfig
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
 from llava.model.checkpoint_files import own_file, resolve_folder
+from llava.model.input_checks import check_images, check_pixels, check_texts
 from llava.model.multimodal_encoder.clip_weights import load_text_half, load_vision_half
+from llava.model.multimodal_encoder.cut_encoder import CutVisionModel
 from llava.model.multimodal_encoder.text_encoder import TEXT_LOCK, TextEncoder, without_autocast
 from llava.model.multimodal_encoder.token_reduction import (
     Reducer,
@@ -51,7 +53,7 @@ class CLIPVisionTower(nn.Module):
         text_tower: CLIP's text encoder with its projection, once needed.
     """
 
-    vision_tower: CLIPVisionModelWithProjection
+    vision_tower: CutVisionModel
     text_tower: CLIPTextModelWithProjection | None
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
@@ -114,6 +116,18 @@ class CLIPVisionTower(nn.Module):
         self.text_tower = None
         self.is_loaded = True
         self.set_token_reduction(self.token_reduction)
+
+    def require_loaded(self) -> None:
+        """Refuse to go on without CLIP's weights.
+
+        Raises:
+            UserError: If they are not loaded.
+        """
+        if not self.is_loaded:
+            raise UserError(
+                f"the vision tower {self.vision_tower_name!r} is not loaded yet: call its load_model(), "
+                "as llava.load_pretrained_model does"
+            )
 
     def _find_folder(self, beside: Path | None) -> Path:
         try:
@@ -180,31 +194,55 @@ class CLIPVisionTower(nn.Module):
                 self._text_encoder = TextEncoder(text_tower, tokenizer)
             return self._text_encoder
 
-    @torch.no_grad()
-    def forward(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
-        """See a batch of images and keep what matters for their questions.
+    def forward(
+        self, images: Tensor | Sequence[Tensor], texts: Sequence[ImageText] | str | None = None
+    ) -> Tensor | list[Tensor]:
+        """See a batch of images and keep what matters for their questions: LLaVA's call of the tower.
 
         Args:
-            images: Pixels in any floating-point dtype, (B, 3, height, width).
+            images: Pixels in any floating-point dtype, (B, 3, height, width), or a list of (3, height,
+                width).
             texts: The question of each image; one for all of them may be given alone. Several texts for one
                 image count by the average of their dot products.
 
         Returns:
-            Visual tokens in the tower's width and type.
+            Visual tokens in the tower's width and type: (B, n, D) where all images have n of them, as without
+            a reducer, otherwise one (n_i, D) per image. For a list of images, a list of (1, n_i, D). They are
+            packed, with what was kept, in `select`.
 
         Raises:
             UserError: If the reducer needs a question and there is none, or not one per image.
         """
+        if not isinstance(images, Tensor):
+            check_images(images)
+            return [tokens.unsqueeze(0) for tokens in self.select(torch.stack(list(images)), texts).split()]
+        return self.select(images, texts).stacked()
+
+    @torch.no_grad()
+    def select(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
+        """See (B, 3, height, width) images and keep what matters for their questions; see `forward`."""
         return self.reduce(self.encode(images), images, texts)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D)."""
+        """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D).
+
+        Raises:
+            UserError: If the tower is not loaded, or these are no pixels of its size.
+        """
+        self.require_loaded()
+        check_pixels(images, self.config.image_size)
         images = hand_over(images, self.device, self.dtype)
-        # The encoder ends at the selected layer, so its last hidden state is the one to read.
         with without_autocast(self.device):
-            hidden = self.vision_tower.vision_model(images).last_hidden_state
-        return hidden if self.select_feature == "cls_patch" else hidden[:, 1:]
+            return self._patches(self.vision_tower.selected_hidden_state(images))
+
+    def feature_select(self, image_forward_outs: Any) -> Tensor:
+        """Take the patch features (B, N, D) from what ``vision_tower(…, output_hidden_states=True)`` gave."""
+        return self._patches(image_forward_outs.hidden_states[self.select_layer])
+
+    def _patches(self, hidden_state: Tensor) -> Tensor:
+        """Leave CLS out of a hidden state (B, 1 + N, D), unless ``select_feature`` keeps it."""
+        return hidden_state if self.select_feature == "cls_patch" else hidden_state[:, 1:]
 
     @torch.no_grad()
     def reduce(
@@ -298,9 +336,10 @@ def _one_question_per_image(texts: Sequence[ImageText] | str | None, images: int
     """
     if texts is None:
         raise UserError(
-            "the token reduction reads the question, and none was given: pass texts=, or load the model with "
-            "load_pretrained_model so that it can read the question from input_ids"
+            "the token reduction reads the question, and none was given: pass texts=, the question of each "
+            "image; generate and forward read it from input_ids where the model has a tokenizer"
         )
+    check_texts(texts)
     questions: list[ImageText] = [texts] if isinstance(texts, str) else list(texts)
     if len(questions) == 1:
         return questions * images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -11,14 +11,15 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    PreTrainedModel,
 )
 
 from llava.errors import UserError
 from llava.internals import build_model
 from llava.model.checkpoint_files import StoredWeight, open_weights, shapes_of
 from llava.model.checkpoint_sizes import check_layers, check_shapes
+from llava.model.multimodal_encoder.cut_encoder import CutVisionModel
+
+Half = TypeVar("Half", CutVisionModel, CLIPTextModelWithProjection)
 
 ATTENTION = "sdpa"  # never what a config names, which may be a kernel on a hub
 
@@ -37,9 +38,7 @@ def _layers_to_run(select_layer: int, layers: int) -> int:
     return count
 
 
-def load_vision_half(
-    config: CLIPVisionConfig, select_layer: int, folder: Path
-) -> CLIPVisionModelWithProjection:
+def load_vision_half(config: CLIPVisionConfig, select_layer: int, folder: Path) -> CutVisionModel:
     """Load CLIP's vision encoder up to the layer that is read; ``config`` becomes that of this part."""
     halves = ("vision_model.", "visual_projection.", "text_", "logit_scale")
     weights = {
@@ -48,12 +47,15 @@ def load_vision_half(
         for name, weight in open_weights(folder).items()
     }
     check_layers(config.num_hidden_layers, weights, "vision_model.encoder.layers.", folder)
-    config.num_hidden_layers = _layers_to_run(select_layer, config.num_hidden_layers)
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = _layers_to_run(select_layer, layers)
     if "visual_projection.weight" not in weights:
         # Only a reducer reads the projection, and none can without the text encoder.
         config.projection_dim = 1
         weights["visual_projection.weight"] = torch.zeros(1, config.hidden_size)
-    return _load_half(CLIPVisionModelWithProjection, config, weights, folder)
+    model = _load_half(CutVisionModel, config, weights, folder)
+    model.layers_not_built = layers - config.num_hidden_layers
+    return model
 
 
 def load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithProjection:
@@ -63,9 +65,7 @@ def load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithPro
     return _load_half(CLIPTextModelWithProjection, config, weights, folder)
 
 
-def _load_half(
-    model_class: type[PreTrainedModel], config: Any, weights: dict[str, StoredWeight], folder: Path
-) -> PreTrainedModel:
+def _load_half(model_class: type[Half], config: Any, weights: dict[str, StoredWeight], folder: Path) -> Half:
     """Build one half of CLIP and fill it from stored weights, frozen and in their stored type.
 
     Args:

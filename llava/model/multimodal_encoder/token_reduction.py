@@ -48,6 +48,10 @@ class VisualTokens:
         """Return one (n_i, D) view per image."""
         return self.packed.split(self.counts)
 
+    def stacked(self) -> Tensor | list[Tensor]:
+        """Return (B, n, D) where all images have n tokens, otherwise one (n_i, D) per image."""
+        return torch.stack(self.split()) if len(set(self.counts)) == 1 else list(self.split())
+
     def split_images(self, crops: Sequence[int]) -> list[VisualTokens]:
         """Return the visual tokens of each image, where the batch held several crops of each.
 
