@@ -16,7 +16,6 @@ from llava.model.adapter import find_other_base
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights, resolve_folder
 from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement
-from llava.model.saving import save_full_checkpoint
 from llava.options import CommandParser
 from llava.train.checkpoint import check_output_folder
 from llava.utils import exit_on_user_error, setup_logging
@@ -70,7 +69,8 @@ def merge_lora(model_path: str, model_base: str, target: Path, force: bool = Fal
         )
     check_output_folder(target)
     loaded = load_checkpoint(str(folder), str(base), placement)
-    save_full_checkpoint(loaded.model, loaded.tokenizer, target, beside=folder)
+    loaded.model.save_pretrained(target)
+    loaded.tokenizer.save_pretrained(target)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

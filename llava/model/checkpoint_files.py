@@ -85,6 +85,12 @@ def name_elsewhere(name: str, beside: Path | None = None) -> str:
     return name if place is None else str(place.absolute())
 
 
+def lies_beside(folder: Path, name: str, beside: Path) -> bool:
+    """Tell whether a name means this very folder next to a checkpoint or in it; see `resolve_folder`."""
+    places = [place for place in (beside.parent / name, beside / name) if _exists(place)]
+    return bool(places) and _exists(folder) and places[0].samefile(folder)
+
+
 def is_same_model(named: str, used: str, beside: Path | None = None) -> bool:
     """Tell whether two names seem to mean the same model: their last parts say so, or those of their folders.
 

@@ -228,6 +228,7 @@ def _load_tower(
             "that it was trained",
             *(found.folder, tower.folder),
         )
+        model.config.unfreeze_mm_vision_tower = True  # what is saved of the model must bring its tower, too
     if is_trained:
         load_trained_tower(model, found.source)
         _fill_tower(model, found.beside, found.folder)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from llava.model.checkpoint_files import TOWER, name_elsewhere
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.checkpoint_files import TOWER, lies_beside
+
+if TYPE_CHECKING:
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 
-def save_full_checkpoint(
-    model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: Path
-) -> None:
-    """Write weights, config and tokenizer of a model.
+def complete_config(model: LlavaLlamaForCausalLM, folder: Path) -> None:
+    """Let the config of a model name its vision tower so that a checkpoint in ``folder`` finds it.
 
-    Args:
-        model: As it was loaded; its config and sampling settings are completed in place.
-        tokenizer: Of the model.
-        folder: Where to; made if need be.
-        beside: The checkpoint whose config says where CLIP is.
+    A folder that the config names relative to where the model came from is named by its absolute path, unless
+    it lies beside ``folder`` in the same way.
     """
-    tower = getattr(model.config, "mm_vision_tower", None)
-    if tower is not None:
-        model.config.mm_vision_tower = name_elsewhere(tower, beside)
-    complete_sampling(model)
-    model.save_pretrained(folder, state_dict=full_state_dict(model))
-    tokenizer.save_pretrained(folder)
+    tower = model.get_vision_tower()
+    if tower is None or not tower.is_loaded:
+        return
+    name = model.config.mm_vision_tower
+    if name == tower.vision_tower_name and not lies_beside(tower.folder, name, folder):
+        model.config.mm_vision_tower = tower.name_elsewhere
 
 
 def full_state_dict(

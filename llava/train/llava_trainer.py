@@ -20,7 +20,6 @@ from transformers.trainer_utils import SaveStrategy, has_length, rotate_checkpoi
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
-from llava.model.saving import full_state_dict
 from llava.model.sharding import copy_gathered
 from llava.model.splice import count_supervised
 from llava.train.checkpoint import (
@@ -444,9 +443,6 @@ class LLaVATrainer(Trainer):
         if self.args.should_save:
             save = save_projector if self.args.saves is CheckpointKind.PROJECTOR else save_lora
             save(self.model, Path(output_dir or self.args.output_dir), weights)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, full_state_dict(self.model, state_dict))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

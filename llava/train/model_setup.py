@@ -19,7 +19,6 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.loading import load_language_model, load_trained_tower
 from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
-from llava.model.saving import complete_sampling
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import (
     ASPECT_RATIOS,
@@ -174,7 +173,6 @@ def build_model(
     placement = placement_of_base(training_args, attn_implementation is not None)
     model = load_language_model(base.folder, base.config, placement)
     model.config.use_cache = False
-    complete_sampling(model)
     tokenizer = load_tokenizer(base.folder, model_max_length=training_args.model_max_length)
     trained: Any = model
     if training_args.lora_enable:

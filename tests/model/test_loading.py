@@ -86,10 +86,23 @@ def test_shards_and_safetensors_load_alike(checkpoint_copy, loaded):
     assert (folder / "saved" / "model.safetensors.index.json").is_file()
     shutil.copy(folder / "tokenizer.model", folder / "saved")
     shutil.copy(folder / "tokenizer_config.json", folder / "saved")
-    saved = json.loads((folder / "saved" / "config.json").read_text())
-    saved["mm_vision_tower"] = str(TINY_CLIP)
-    (folder / "saved" / "config.json").write_text(json.dumps(saved))
     assert torch.equal(logits(load(folder / "saved")[1]), logits(loaded[1]))
+
+
+def test_a_saved_model_finds_its_vision_tower_from_anywhere(checkpoint_copy, loaded, tmp_path):
+    folder = checkpoint_copy()
+    tokenizer, model, *_ = load(folder)
+    name = model.config.mm_vision_tower
+    assert not Path(name).is_absolute()
+    places = {folder.parent / "beside": name, tmp_path / "far" / "away": str(folder.parent / name)}
+    for place, expected in places.items():
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        stored = load_file(place / "model.safetensors")
+        assert not any("vision_tower" in weight for weight in stored)
+        _, again, *_ = load(place)
+        assert again.config.mm_vision_tower == expected
+        assert torch.equal(logits(again), logits(loaded[1]))
 
 
 def test_bin_shards_load(checkpoint_copy, loaded):

@@ -24,7 +24,6 @@ from llava.bench.gpu_check.sizes import Size
 from llava.bench.random_clip import write_random_clip
 from llava.bench.random_llava import language_model_bytes, random_language_model
 from llava.engine.stopwatch import Stopwatch
-from llava.model.saving import save_full_checkpoint
 from llava.model.vision_settings import VisionSettings
 from llava.tokenizer import load_tokenizer
 
@@ -66,7 +65,8 @@ def write_checkpoint(folder: Path, size: Size, device: torch.device) -> Path:
     clip = write_random_clip(folder / "clip", size.clip, device=device)
     model = random_language_model(size.first_language_model, device, DTYPE)
     model.get_model().add_vision(VisionSettings(str(clip), token_reduction="TRIM:-1"))
-    save_full_checkpoint(model, load_tokenizer(bundled_checkpoint()), folder / "llava", folder)
+    model.save_pretrained(folder / "llava")
+    load_tokenizer(bundled_checkpoint()).save_pretrained(folder / "llava")
     return folder / "llava"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.prompt_encoder import Images
+from llava.model.saving import complete_config, complete_sampling, full_state_dict
 from llava.model.splice import ImageText, count_supervised
 
 
@@ -120,6 +122,25 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             labels=labels,
             **{CACHE_ARGUMENT: past_key_values, **kwargs},
         )
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write weights and config so that they load from their new folder as from where they came from.
+
+        Args:
+            save_directory: Where to; made if need be.
+            is_main_process: Transformers' argument.
+            state_dict: The weights, where they had to be gathered. CLIP is left out unless it was trained.
+            **kwargs: Transformers' other arguments.
+        """
+        complete_config(self, Path(save_directory))
+        complete_sampling(self)
+        super().save_pretrained(save_directory, is_main_process, full_state_dict(self, state_dict), **kwargs)
 
     @torch.no_grad()
     def generate(

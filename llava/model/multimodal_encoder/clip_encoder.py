@@ -17,7 +17,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionConfig
 
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
-from llava.model.checkpoint_files import own_file, resolve_folder
+from llava.model.checkpoint_files import name_elsewhere, own_file, resolve_folder
 from llava.model.input_checks import check_images, check_pixels, check_texts
 from llava.model.multimodal_encoder.clip_weights import load_text_half, load_vision_half
 from llava.model.multimodal_encoder.cut_encoder import CutVisionModel
@@ -46,6 +46,8 @@ class CLIPVisionTower(nn.Module):
 
     Attributes:
         vision_tower_name: Hub id or folder of a whole CLIP checkpoint.
+        folder: Where that was found, once loaded.
+        name_elsewhere: The name under which a checkpoint in any folder finds it, once loaded.
         select_layer: Which of the encoder's hidden states are the patch features; LLaVA-1.5 reads -2.
         select_feature: ``patch`` leaves the CLS token out, ``cls_patch`` keeps it in front.
         token_reduction: The reducer in force; change it with `set_token_reduction`.
@@ -108,6 +110,7 @@ class CLIPVisionTower(nn.Module):
                 device_map if isinstance(device_map, (str, torch.device)) and device_map != "auto" else "cpu"
             )
         self.folder = self._find_folder(beside)
+        self.name_elsewhere = name_elsewhere(self.vision_tower_name, beside)
         self.image_processor = read_image_processor(self.folder)
         vision, self._text_config = read_clip_configs(self.folder)
         self._check_crop(vision.image_size)
