@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llava.factories import register_with_factories
+
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.engine.base import Generation
@@ -46,3 +48,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'llava' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+register_with_factories()

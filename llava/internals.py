@@ -1,5 +1,7 @@
 """What this package uses of other libraries beyond their public interfaces: all of it, each with its reason.
 
+Only `llava.factories`, which may import neither torch nor transformers, has its own.
+
 ``tests/test_internals.py`` says in a sentence which of it a new version of a library has changed.
 """
 

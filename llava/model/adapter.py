@@ -81,7 +81,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return pick(values, ADAPTER_KEYS, path, "config of a LoRA adapter")
 
 
-def find_other_base(folder: Path, base: str) -> str | None:
+def find_other_base(folder: Path, base: str | Path) -> str | None:
     """Return the base that an adapter's config names, if it seems to be another one than ``base``.
 
     Args:
@@ -97,7 +97,7 @@ def find_other_base(folder: Path, base: str) -> str | None:
     return named if is_other else None
 
 
-def warn_of_other_base(folder: Path, base: str) -> None:
+def warn_of_other_base(folder: Path, base: str | Path) -> None:
     """Warn if an adapter is used with another base than its config names; see `find_other_base`."""
     named = find_other_base(folder, base)
     if named is not None:

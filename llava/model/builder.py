@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
+from llava.model.checkpoint_files import resolve_folder
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import load_checkpoint
 from llava.model.placement import choose_placement
 
 
 def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
-    model_path: str,
-    model_base: str | None,
+    model_path: str | Path,
+    model_base: str | Path | None,
     model_name: str,
     load_8bit: bool = False,
     load_4bit: bool = False,
@@ -27,6 +29,10 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
     attn_implementation: str | None = None,
     vision_tower: str | None = None,
     token_reduction: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, CLIPImageProcessorPil | None, int]:
     """Load a checkpoint: full, projector-only or LoRA, told apart by its files.
 
@@ -45,6 +51,11 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         attn_implementation: Name of transformers' attention, instead of the choice made here.
         vision_tower: CLIP folder or hub id instead of the config's ``mm_vision_tower``.
         token_reduction: Setting instead of the config's ``mm_vision_token_reduce_func``.
+        revision: Branch, tag or commit of ``model_path`` on the hub.
+        cache_dir: Where downloads of ``model_path`` and ``model_base`` are kept; CLIP's go where ``HF_HOME``
+            says.
+        max_memory: With ``device_map``: the most that goes to each device, such as ``{0: "20GiB"}``.
+        offload_folder: With ``device_map``: where weights stay that fit on no device.
 
     Returns:
         Tokenizer, model, image processor (None for a plain language model) and context length in tokens.
@@ -54,16 +65,21 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         TypeError: For any other keyword.
     """
     del model_name
+    folder = resolve_folder(model_path, revision=revision, cache_dir=cache_dir)
+    if model_base is not None and cache_dir is not None:
+        model_base = resolve_folder(model_base, cache_dir=cache_dir)
     placement = choose_placement(
         None if device == "cuda" else device,
         torch_dtype if dtype is None else dtype,
         device_map=device_map if device == "cuda" else None,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
         load_8bit=load_8bit,
         load_4bit=load_4bit,
         use_flash_attn=use_flash_attn,
         attn_implementation=attn_implementation,
     )
     loaded = load_checkpoint(
-        model_path, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
+        folder, model_base, placement, vision_tower=vision_tower, token_reduction=token_reduction
     )
     return loaded.tokenizer, loaded.model, loaded.image_processor, loaded.context_length

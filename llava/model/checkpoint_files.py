@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import partial
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
@@ -50,12 +51,20 @@ class CheckpointKind(Enum):
     """Adapter and ``non_lora_trainables.bin``, to go with a base model."""
 
 
-def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
+def resolve_folder(
+    name: str | Path,
+    beside: Path | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
     """Find the folder of a checkpoint by path, beside another checkpoint, or on the model hub.
 
     Args:
         name: An absolute or relative folder, or a hub id such as ``openai/clip-vit-large-patch14-336``.
         beside: The checkpoint whose config says ``name``, which may be a folder next to it or in it.
+        revision: Branch, tag or commit of a repository on the hub.
+        cache_dir: Where downloads are kept, instead of where ``HF_HOME`` says.
 
     Raises:
         MissingFileError: If there is no such folder and ``name`` is not a hub id that can be downloaded now.
@@ -68,7 +77,7 @@ def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
         raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise MissingFileError(f"no model folder {name!r}")
-    return _download(name)
+    return _download(name, revision, cache_dir)
 
 
 def name_elsewhere(name: str, beside: Path | None = None) -> str:
@@ -91,7 +100,7 @@ def lies_beside(folder: Path, name: str, beside: Path) -> bool:
     return bool(places) and _exists(folder) and places[0].samefile(folder)
 
 
-def is_same_model(named: str, used: str, beside: Path | None = None) -> bool:
+def is_same_model(named: str, used: str | Path, beside: Path | None = None) -> bool:
     """Tell whether two names seem to mean the same model: their last parts say so, or those of their folders.
 
     A hub id, its copy in any folder, and a link to that are the same; nothing is fetched to find out.
@@ -104,7 +113,7 @@ def is_same_model(named: str, used: str, beside: Path | None = None) -> bool:
     return not _last_parts(named, beside).isdisjoint(_last_parts(used))
 
 
-def _last_parts(name: str, beside: Path | None = None) -> set[str]:
+def _last_parts(name: str | Path, beside: Path | None = None) -> set[str]:
     """Return the last part of a name and, if it is a folder's, of where that really lies."""
     place = _local_folder(name, beside)
     if place is None:
@@ -151,40 +160,38 @@ class _Bar(tqdm):
         super().__init__(*args, **{"disable": None, **settings})
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """Fetch a repository of the configured hub, or take the cached copy if the hub is out of reach.
+
+    Arguments are those of `resolve_folder`.
 
     Raises:
         MissingFileError: If there is neither.
     """
+    fetch = partial(
+        snapshot_download,
+        hub_id,
+        revision=revision,
+        cache_dir=cache_dir,
+        allow_patterns=WANTED_FILES,
+        tqdm_class=_Bar,
+    )
     try:
         validate_repo_id(hub_id)
         # Asked first: unlike a download, it does not try again for half a minute where there is no network.
-        files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).siblings or ()]
+        info = HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT_S)
+        files = [file.rfilename for file in info.siblings or ()]
         has_safetensors = any(file in files for file in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
         duplicates = ["pytorch_model*.bin"] if has_safetensors else None
-        return Path(
-            snapshot_download(
-                hub_id, allow_patterns=WANTED_FILES, ignore_patterns=duplicates, tqdm_class=_Bar
-            )
-        )
+        return Path(fetch(ignore_patterns=duplicates))
     except HFValidationError:
         raise MissingFileError(
             f"no model folder {hub_id!r}, and it is not a valid id of the model hub"
         ) from None
     except Exception as error:  # noqa: BLE001 - of types of the hub client's HTTP library, which change
-        return _cached(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0])
-
-
-def _cached(hub_id: str, reason: str) -> Path:
-    """Return the hub cache's copy of a repository that could not be fetched for ``reason``.
-
-    Raises:
-        MissingFileError: If there is no copy.
-    """
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     try:
-        found = snapshot_download(hub_id, allow_patterns=WANTED_FILES, local_files_only=True, tqdm_class=_Bar)
-        return Path(found)
+        return Path(fetch(local_files_only=True))
     except LocalEntryNotFoundError:
         raise MissingFileError(
             f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -54,6 +55,7 @@ from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.token_reduction import parse_reduction
 from llava.model.placement import Placement
 from llava.model.prompt_model import LlavaPromptModel
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector
@@ -62,6 +64,7 @@ from llava.tokenizer import load_tokenizer
 logger = logging.getLogger(__name__)
 
 ROUNDING = 2.0**-7  # relative, twice that of bfloat16
+REDUCTION_VARIABLE = "LLAVA_TOKEN_REDUCTION"
 TOWER_PART = "vision_tower."  # in front of CLIP's own names, below the name of LLaVA's tower
 
 # What training with 4-bit weights writes into an adapter's config; 4 bits are made in the same way again.
@@ -90,8 +93,8 @@ class LoadedModel(Generic[Model]):
 
 
 def load_checkpoint(
-    model_path: str,
-    model_base: str | None,
+    model_path: str | Path,
+    model_base: str | Path | None,
     placement: Placement,
     *,
     vision_tower: str | None = None,
@@ -129,8 +132,8 @@ def context_length_of(config: LlavaConfig) -> int:
 
 
 def load_prompt_model(
-    model_path: str,
-    model_base: str | None,
+    model_path: str | Path,
+    model_base: str | Path | None,
     placement: Placement,
     *,
     vision_tower: str | None = None,
@@ -185,8 +188,8 @@ class CheckpointParts:
 
 
 def find_parts(
-    model_path: str,
-    model_base: str | None,
+    model_path: str | Path,
+    model_base: str | Path | None,
     vision_tower: str | None = None,
     token_reduction: str | None = None,
 ) -> CheckpointParts:
@@ -194,12 +197,35 @@ def find_parts(
     folder = resolve_folder(model_path)
     kind = checkpoint_kind(folder)
     config = read_llava_config(folder, vision_tower, token_reduction)
+    if token_reduction is None:
+        _reduce_as_environment_says(config, folder)
     source = _language_model_folder(folder, kind, model_base)
     # A checkpoint beside a base may have more tokens than it: they are added later.
     config.vocab_size = read_llava_config(source).vocab_size
     if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
         config.pad_token_id = None  # one of those; an embedding table refuses it
     return CheckpointParts(folder, kind, config, source, _weights_beside(folder, kind))
+
+
+def _reduce_as_environment_says(config: LlavaConfig, folder: Path) -> None:
+    """Let ``LLAVA_TOKEN_REDUCTION`` win over a checkpoint's config, and say so.
+
+    It is for programs that name a checkpoint and nothing else, such as evaluation harnesses; a model without
+    a vision tower is none that it speaks of.
+
+    Raises:
+        UserError: If its value is no setting.
+    """
+    wanted = os.environ.get(REDUCTION_VARIABLE)
+    if not wanted or getattr(config, "mm_vision_tower", None) is None:
+        return
+    try:
+        reducer = str(parse_reduction(wanted))
+    except UserError as error:
+        raise UserError(f"{REDUCTION_VARIABLE}: {error}") from None
+    named = getattr(config, "mm_vision_token_reduce_func", None) or "none"
+    logger.warning("%s=%s is in force, not %s of %s", REDUCTION_VARIABLE, reducer, named, folder)
+    config.mm_vision_token_reduce_func = reducer
 
 
 def _load_tower(
@@ -272,7 +298,7 @@ def _quantized_as_trained(placement: Placement, config: LlavaConfig) -> Placemen
     return replace(placement, quantization=quantization)
 
 
-def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str | None) -> Path:
+def _language_model_folder(folder: Path, kind: CheckpointKind, model_base: str | Path | None) -> Path:
     """Find the language model of a checkpoint: its own folder, or the base it goes with.
 
     Raises:
@@ -357,6 +383,8 @@ def _load_weights(found: CheckpointParts, placement: Placement) -> LlavaLlamaFor
                 generation_config=read_generation_config(source),
                 dtype=placement.dtype,
                 device_map=device_map,
+                max_memory=placement.max_memory,
+                offload_folder=placement.offload_folder,
                 attn_implementation=placement.attn_implementation,
                 quantization_config=placement.quantization,
             )
@@ -367,7 +395,7 @@ def _load_weights(found: CheckpointParts, placement: Placement) -> LlavaLlamaFor
             raise
         raise UserError(
             f"the weights of {source} do not fit into the memory of this machine's devices; use --load-4bit "
-            "or --load-8bit"
+            "or --load-8bit (in Python, load_pretrained_model also takes offload_folder=)"
         ) from None
     model.config.name_or_path = model.name_or_path = str(source)
     if placement.quantization is not None:

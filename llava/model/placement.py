@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class Placement:
         device: Device of the vision tower and, without ``device_map``, of everything.
         dtype: Type of all weights that are not quantized.
         device_map: How accelerate spreads the language model over several devices, if it is to.
+        max_memory: The most that it puts on each of them, such as ``{0: "20GiB", "cpu": "60GiB"}``.
+        offload_folder: Where it keeps what fits on none of them.
         attn_implementation: Name of transformers' attention.
         quantization: 8-bit or 4-bit settings of the language model.
     """
@@ -42,6 +45,8 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     device_map: Any = None
+    max_memory: dict[int | str, int | str] | None = None
+    offload_folder: str | Path | None = None
     attn_implementation: str = "sdpa"
     quantization: BitsAndBytesConfig | None = None
 
@@ -154,6 +159,8 @@ def choose_placement(  # noqa: PLR0913 - one argument per choice of a command li
     dtype: str | torch.dtype | None,
     *,
     device_map: Any = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
     use_flash_attn: bool = False,
@@ -165,6 +172,8 @@ def choose_placement(  # noqa: PLR0913 - one argument per choice of a command li
         device: A device's name; None for the best there is.
         dtype: A dtype; None for the device's default.
         device_map: ``auto`` or accelerate's map; read only where there is an accelerator.
+        max_memory: See `Placement`.
+        offload_folder: See there.
         load_8bit: As in `load_pretrained_model`, like the rest.
         load_4bit: As there.
         use_flash_attn: As there.
@@ -182,6 +191,8 @@ def choose_placement(  # noqa: PLR0913 - one argument per choice of a command li
         device=chosen,
         dtype=chosen_dtype,
         device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
         attn_implementation=attn_implementation or choose_attention(chosen, chosen_dtype, use_flash_attn),
         quantization=choose_quantization(load_8bit, load_4bit, chosen_dtype),
     )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,62 @@ def base(checkpoint_copy):
     language = {name: value for name, value in config.items() if not name.startswith("mm_")}
     (base / "config.json").write_text(json.dumps({**language, "model_type": "llama"}))
     return base
+
+
+def test_an_environment_variable_turns_trim_on_and_says_so(checkpoint_copy, monkeypatch, caplog):
+    folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:4")
+    monkeypatch.setenv("LLAVA_TOKEN_REDUCTION", "TRIM:9")
+    model = load(folder)[1]
+    assert model.config.mm_vision_token_reduce_func == "TRIM:9"
+    assert model.get_vision_tower().select(PIXELS, "what?").counts == (10,)
+    assert f"LLAVA_TOKEN_REDUCTION=TRIM:9 is in force, not TRIM:4 of {folder}" in caplog.text
+    assert load(folder, token_reduction="none")[1].get_vision_tower()(PIXELS).shape[1] == 576
+    monkeypatch.setenv("LLAVA_TOKEN_REDUCTION", "TRIM")
+    with pytest.raises(UserError, match="LLAVA_TOKEN_REDUCTION: 'TRIM' is not a token reduction"):
+        load(folder)
+
+
+def test_the_environment_says_nothing_about_a_language_model(base, monkeypatch):
+    monkeypatch.setenv("LLAVA_TOKEN_REDUCTION", "TRIM:9")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "mm_vision_tower": None}))
+    assert load(base)[1].get_vision_tower() is None
+
+
+def test_weights_that_fit_nowhere_stay_on_disk(checkpoint_copy, loaded, tmp_path):
+    parts = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.mm_projector"]
+    places = dict.fromkeys([*parts, "model.vision_tower"], "cpu")
+    places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}
+    placement = Placement(
+        parse_device("cpu"), torch.float32, device_map=places, offload_folder=tmp_path / "weights"
+    )
+    model = load_checkpoint(TINY_LLAVA, None, placement).model
+    assert any((tmp_path / "weights").iterdir())
+    assert model.model.layers[1].mlp.up_proj.weight.is_meta
+    assert torch.equal(logits(model), logits(loaded[1]))
+
+
+def test_what_llava_passes_on_to_transformers_is_accepted(loaded, monkeypatch, tmp_path):
+    from llava.model import checkpoint_files
+
+    asked = []
+
+    def fetch(hub_id, **settings):
+        asked.append((hub_id, settings["revision"], settings["cache_dir"]))
+        return str(TINY_LLAVA)
+
+    def describe(hub, hub_id, revision, timeout):
+        asked.append((hub_id, revision))
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json")])
+
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fetch)
+    monkeypatch.setattr(checkpoint_files.HfApi, "model_info", describe)
+    settings = {"revision": "v2", "cache_dir": tmp_path, "max_memory": {"cpu": "1GiB"}}
+    model = load("somebody/llava", offload_folder=tmp_path, **settings)[1]
+    assert asked == [("somebody/llava", "v2"), ("somebody/llava", "v2", tmp_path)]
+    assert torch.equal(logits(model), logits(loaded[1]))
+    with pytest.raises(TypeError, match="nonsense"):
+        load(TINY_LLAVA, nonsense=1)
 
 
 def test_the_config_line_alone_turns_trim_on(checkpoint_copy):
