@@ -110,6 +110,24 @@ class Conversation:
             "sep2": self.sep2,
         }
 
+    def get_images(self, return_pil: bool = False) -> list[Any]:
+        """Return the images of the user's turns: files in base64, or the images themselves."""
+        from llava.conversation_images import images_of
+
+        return images_of(self, return_pil)
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Return pairs of question and answer for a page of gradio, images as HTML."""
+        from llava.conversation_images import to_chatbot
+
+        return to_chatbot(self)
+
+    def process_image(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare an image for a worker; see `llava.conversation_images.process_image`."""
+        from llava.conversation_images import process_image
+
+        return process_image(*args, **kwargs)
+
     @property
     def ends(self) -> tuple[str, str]:
         """What closes a turn of the user and of the assistant."""
@@ -387,6 +405,20 @@ conv_templates: dict[str, Conversation] = {
 }
 
 default_conversation = _vicuna_v1
+
+# The templates under LLaVA's names of their own.
+conv_vicuna_v0 = _v0
+conv_vicuna_v1 = _vicuna_v1
+conv_llama_2 = _llama_2
+conv_mistral_instruct = conv_templates["mistral_instruct"]
+conv_chatml_direct = _chatml_direct
+conv_llava_plain = _plain
+conv_llava_v0 = _llava_v0
+conv_llava_v0_mmtag = conv_templates["v0_mmtag"]
+conv_llava_v1 = _llava_v1
+conv_llava_v1_mmtag = conv_templates["v1_mmtag"]
+conv_llava_llama_2 = conv_templates["llava_llama_2"]
+conv_mpt = _mpt
 
 # LLaVA's choice of a template by a part of the model's name, for checkpoints that do not name one themselves.
 TEMPLATE_BY_NAME = {

@@ -281,6 +281,10 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         # One more than the longest keyword, because it may share its first token with what precedes it.
         self.window = longest + 1
 
+    def call_for_batch(self, output_ids: Tensor, scores: Tensor, **kwargs: Any) -> bool:
+        """Tell whether all sequences (B, L) have ended: LLaVA's name."""
+        return bool(self(output_ids, scores, **kwargs).all())
+
     def __call__(self, output_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Tell per sequence whether it has ended.
 

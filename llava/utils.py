@@ -9,9 +9,11 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from logging.handlers import TimedRotatingFileHandler
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from llava.constants import LOGDIR
 from llava.errors import UserError
 
 _Parameters = ParamSpec("_Parameters")
@@ -159,3 +161,29 @@ def disable_torch_init() -> None:
 
     There it turned off the initialization of weights that a checkpoint overwrites; loading does none now.
     """
+
+
+# What code written for LLaVA's servers imports from here.
+server_error_msg = "The server did not answer in time or reports an error. Please ask again."
+moderation_msg = "This question is not answered, because the moderation objects to it. Please ask another."
+
+
+def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
+    """Return a logger that writes to stderr and to a file in ``LOGDIR``, a new one every day (UTC)."""
+    logger = logging.getLogger(logger_name)
+    logger.setLevel(logging.INFO)
+    path = Path(LOGDIR, logger_filename).absolute()
+    if not any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
+        setup_logging()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = TimedRotatingFileHandler(path, when="D", utc=True, encoding="utf-8")
+        file.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(file)
+    return logger
+
+
+def pretty_print_semaphore(semaphore: Any) -> str:
+    """Describe a semaphore of asyncio, or None, for a log."""
+    if semaphore is None:
+        return "None"
+    return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"

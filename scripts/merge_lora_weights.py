@@ -16,8 +16,8 @@ from llava.model.adapter import find_other_base
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights, resolve_folder
 from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement
+from llava.model.saving import check_output_folder
 from llava.options import CommandParser
-from llava.train.checkpoint import check_output_folder
 from llava.utils import exit_on_user_error, setup_logging
 
 logger = logging.getLogger(__name__)

@@ -143,3 +143,5 @@ def test_generation_stops_at_a_keyword(tokenizer):
     assert criteria(going, None).tolist() == [False]
     assert criteria(torch.cat([prompt, going], dim=1), None).tolist() == [False]
     assert criteria(prompt[:, :0], None).tolist() == [False]
+    assert criteria.call_for_batch(ended, None) is True
+    assert criteria.call_for_batch(going, None) is False

@@ -1,5 +1,6 @@
 """Errors of users are one line and an exit code; logging speaks once per run."""
 
+import asyncio
 import logging
 import os
 import pickle
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from llava.errors import MissingFileError, UserError
-from llava.utils import exit_on_user_error, printable, rank0_info, refuse_overwriting, setup_logging
+from llava.utils import (
+    build_logger,
+    exit_on_user_error,
+    pretty_print_semaphore,
+    printable,
+    rank0_info,
+    refuse_overwriting,
+    setup_logging,
+)
 
 
 def test_a_missing_file_is_a_user_error_and_a_missing_file():
@@ -133,3 +142,23 @@ def test_no_output_is_written_over_an_input(tmp_path: Path):
     for output in (source, link):
         with pytest.raises(UserError, match=r"--out .* would overwrite .*photo\.png"):
             refuse_overwriting("--out", output, source)
+
+
+def test_a_logger_of_llavas_servers_writes_to_a_file_of_the_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llava.utils.LOGDIR", str(tmp_path / "logs"))
+    for message in ("first", "second"):
+        build_logger("controller", "controller.log").info(message)
+    logger = logging.getLogger("controller")
+    lines = (tmp_path / "logs" / "controller.log").read_text().splitlines()
+    for handler in list(logger.handlers):
+        handler.close()
+        logger.removeHandler(handler)
+    assert [line.split()[-1] for line in lines] == ["first", "second"]
+
+
+def test_a_semaphore_is_described():
+    semaphore = asyncio.Semaphore(2)
+    assert pretty_print_semaphore(None) == "None"
+    assert pretty_print_semaphore(semaphore) == "Semaphore(value=2, locked=False)"

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.errors import UserError
 from llava.image_io import load_image_or_url
@@ -15,6 +17,24 @@ from llava.options import (
     read_generation,
 )
 from llava.utils import exit_on_user_error, printable
+
+load_image = load_image_or_url
+
+
+def load_images(image_files: Sequence[str]) -> list[Image.Image]:
+    """Read images from files or URLs."""
+    return [load_image_or_url(name) for name in image_files]
+
+
+def image_parser(args: Any) -> list[str]:
+    """Return the names of the images that ``args.image_file`` joins by ``args.sep``.
+
+    Raises:
+        UserError: If ``sep`` is empty.
+    """
+    if not args.sep:
+        raise UserError("--sep is empty; it joins the names of several images, such as a comma")
+    return args.image_file.split(args.sep)
 
 
 def eval_model(args: Any) -> None:
@@ -31,9 +51,7 @@ def eval_model(args: Any) -> None:
     """
     from llava.messages import Failure, Request
 
-    if not args.sep:
-        raise UserError("--sep is empty; it joins the names of several images, such as a comma")
-    images = tuple(load_image_or_url(name) for name in args.image_file.split(args.sep))
+    images = load_images(image_parser(args))
     request = Request.ask(
         args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=read_generation(args)
     )

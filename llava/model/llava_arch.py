@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.errors import UserError
 from llava.internals import execution_device
+from llava.model.anyres import cut_padding
 from llava.model.checkpoint_files import read_tensors
 from llava.model.input_checks import check_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -30,6 +31,11 @@ from llava.model.sharding import gathered_parameters
 from llava.model.splice import ImageText
 from llava.model.vision_settings import VisionSettings
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector
+
+
+def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
+    """Cut a padded grid of tokens (H, rows, columns) to the original's width and height: LLaVA's name."""
+    return cut_padding(tensor.permute(1, 2, 0), original_size).permute(2, 0, 1)
 
 
 class LlavaMetaModel:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from llava.model.checkpoint_files import TOWER, lies_beside
+from llava.errors import UserError
+from llava.model.checkpoint_files import TOWER, lies_beside, name_elsewhere
 
 if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Create the output folder if need be.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the output folder {str(folder)!r} cannot be created: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"the output folder {str(folder)!r} cannot be written")
 
 
 def complete_config(model: LlavaLlamaForCausalLM, folder: Path) -> None:
@@ -19,12 +36,12 @@ def complete_config(model: LlavaLlamaForCausalLM, folder: Path) -> None:
     A folder that the config names relative to where the model came from is named by its absolute path, unless
     it lies beside ``folder`` in the same way.
     """
-    tower = model.get_vision_tower()
-    if tower is None or not tower.is_loaded:
+    tower, name = model.get_vision_tower(), getattr(model.config, "mm_vision_tower", None)
+    if tower is None or name != tower.vision_tower_name:
         return
-    name = model.config.mm_vision_tower
-    if name == tower.vision_tower_name and not lies_beside(tower.folder, name, folder):
-        model.config.mm_vision_tower = tower.name_elsewhere
+    elsewhere = tower.name_elsewhere if tower.is_loaded else name_elsewhere(name, Path(model.name_or_path))
+    if not lies_beside(Path(elsewhere), name, folder):
+        model.config.mm_vision_tower = elsewhere
 
 
 def full_state_dict(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 QUIT = "/quit"
 
+load_image = load_image_or_url  # LLaVA's name
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add LLaVA's arguments, and those that every command here has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from copy import deepcopy
@@ -26,21 +25,6 @@ from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
 
 LORA = "lora_"
-
-
-def check_output_folder(folder: str | Path) -> None:
-    """Create the output folder if need be.
-
-    Raises:
-        UserError: If nothing can be written there.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the output folder {str(folder)!r} cannot be created: {error.strerror}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"the output folder {str(folder)!r} cannot be written")
 
 
 # Files of a result, by what it is.

@@ -38,6 +38,9 @@ def linear_layer_names(model: nn.Module) -> list[str]:
     return sorted(names - {HEAD})
 
 
+find_all_linear_names = linear_layer_names  # LLaVA's name
+
+
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
     """What an adapter is like.

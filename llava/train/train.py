@@ -22,6 +22,7 @@ from llava.errors import UserError
 from llava.folder_lock import lock_folder
 from llava.model.adapter import warn_of_other_base
 from llava.model.checkpoint_files import CheckpointKind
+from llava.model.saving import check_output_folder
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -31,7 +32,6 @@ from llava.train.arguments import (
 )
 from llava.train.checkpoint import (
     check_kind,
-    check_output_folder,
     check_resumable,
     clear_output,
     find_checkpoint,
@@ -40,6 +40,7 @@ from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.fingerprint import check_same_run, fingerprint_of
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.lora import find_all_linear_names
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
 from llava.train.result import describe_result
@@ -62,10 +63,12 @@ __all__ = [
     "LazySupervisedDataset",
     "ModelArguments",
     "TrainingArguments",
+    "find_all_linear_names",
     "main",
     "make_supervised_data_module",
     "preprocess",
     "preprocess_multimodal",
+    "safe_save_model_for_hf_trainer",
     "train",
 ]
 
@@ -85,6 +88,11 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     refuse_overwriting("--output_dir", Path(training_args.output_dir), *inputs)
     with alone(training_args.output_dir):
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
+
+
+def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:
+    """Save what a trainer has trained: LLaVA's name for ``trainer.save_model``."""
+    trainer.save_model(output_dir)
 
 
 @contextmanager

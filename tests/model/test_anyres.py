@@ -8,6 +8,7 @@ import torch
 from llava.errors import UserError
 from llava.mm_utils import process_images
 from llava.model.anyres import arrange_crops, cut_padding
+from llava.model.llava_arch import unpad_image
 
 PINPOINTS = [[672, 672]]
 VISION = SimpleNamespace(image_size=336)
@@ -41,6 +42,11 @@ def test_padding_is_cut_to_the_pictures_proportions():
     assert cut_padding(picture, (400, 200)).flatten().tolist() == list(range(4, 12))
     assert cut_padding(picture, (200, 400)).shape == (4, 2, 1)
     assert cut_padding(picture, (300, 300)).shape == (4, 4, 1)
+
+
+def test_llavas_name_cuts_a_grid_with_the_width_in_front():
+    picture = torch.arange(16).reshape(4, 4, 1)
+    assert unpad_image(picture.permute(2, 0, 1), (400, 200)).flatten().tolist() == list(range(4, 12))
 
 
 def test_a_single_crop_gets_one_newline():

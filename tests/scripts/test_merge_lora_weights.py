@@ -82,7 +82,7 @@ def test_a_relative_or_a_hub_tower_is_found_again(
     config = json.loads((adapter / "config.json").read_text())
     monkeypatch.chdir(TINY_CLIP.parent)
     for name, found in {f"./{TINY_CLIP.name}": str(TINY_CLIP), "somebody/clip": "somebody/clip"}.items():
-        monkeypatch.setattr(checkpoint_files, "_download", lambda hub_id: TINY_CLIP)
+        monkeypatch.setattr(checkpoint_files, "_download", lambda *_: TINY_CLIP)
         (adapter / "config.json").write_text(json.dumps({**config, "mm_vision_tower": name}))
         shutil.rmtree(adapter.parent / TINY_CLIP.name, ignore_errors=True)
         target = tmp_path / name.replace("/", "_")
