@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,6 +31,7 @@ from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.engine.vllm_engine import VllmOptions, load_with_vllm
 from llava.errors import MissingFileError, PromptTooLongError, UserError
+from llava.image_features import CACHE_MIB, FeatureCache, content_key
 from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -44,18 +45,22 @@ SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "check
 IMAGES_AT_ONCE = min(os.cpu_count() or 1, 16)  # that are read
 BATCH_SIZE = 16  # requests that are encoded and answered together
 
-Encoded = dict[Hashable, tuple[ImageSource, EncodedImage]]
-"""Images that have been through the vision encoder, under the `_key` of their sources. Those are kept too,
-since the identity of an object that is gone may become another's."""
-
 
 @dataclass(frozen=True, slots=True)
 class _ReadImage:
-    """An image before the vision encoder: its source, pixels (C, 3, height, width), and size in pixels."""
+    """An image that was read.
 
-    source: ImageSource
-    pixels: Tensor
+    Attributes:
+        key: Of its content.
+        size: In pixels.
+        pixels: (C, 3, height, width), if it has not been encoded yet.
+        encoded: From the vision encoder, if it has been.
+    """
+
+    key: Hashable
     size: tuple[int, int]
+    pixels: Tensor | None = None
+    encoded: EncodedImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class Assistant:
         loaded: From `llava.model.loading.load_checkpoint`.
         template: Conversation without turns.
         engine: Runs the language model; transformers in this process if missing.
+        image_cache_mib: The most that encoded images take which are kept for further questions, in MiB.
     """
 
     def __init__(
@@ -153,6 +159,7 @@ class Assistant:
         loaded: LoadedModel[LlavaLlamaForCausalLM] | LoadedModel[LlavaPromptModel],
         template: Conversation,
         engine: Engine | None = None,
+        image_cache_mib: float = CACHE_MIB,
     ) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
@@ -160,6 +167,7 @@ class Assistant:
         self.template = template
         self.engine = TransformersEngine(self.whole_model, loaded.tokenizer) if engine is None else engine
         self.router = Router(self.engine)
+        self.features = FeatureCache(image_cache_mib)
 
     @classmethod
     def load(  # noqa: PLR0913 - one argument per choice of a command line
@@ -175,6 +183,7 @@ class Assistant:
         load_8bit: bool = False,
         load_4bit: bool = False,
         vllm: VllmOptions | None = None,
+        image_cache_mib: float = CACHE_MIB,
     ) -> Assistant:
         """Load a checkpoint.
 
@@ -189,6 +198,7 @@ class Assistant:
             load_8bit: Quantize the language model to 8 bits.
             load_4bit: Quantize the language model to 4 bits.
             vllm: How vLLM runs the language model; if missing, transformers does.
+            image_cache_mib: The most that encoded images take which are kept for further questions, in MiB.
 
         Raises:
             UserError: If something named here is missing or does not fit; the sentence says what.
@@ -215,7 +225,7 @@ class Assistant:
         name = conv_mode or choose_template(
             getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
         )
-        return cls(loaded, find_template(name), engine)
+        return cls(loaded, find_template(name), engine, image_cache_mib)
 
     @property
     def whole_model(self) -> LlavaLlamaForCausalLM:
@@ -254,8 +264,8 @@ class Assistant:
         """Answer any number of requests, in their order, each as soon as it and those before it are done.
 
         Requests are taken, and their images read, a few at a time, so that millions run in bounded memory; an
-        image that requests one after the other share is encoded once. A request that cannot be answered
-        yields its error in its place, and the others continue.
+        image is encoded once as long as it is kept. A request that cannot be answered yields its error in its
+        place, and the others continue.
 
         Args:
             requests: Taken one after the other.
@@ -269,7 +279,6 @@ class Assistant:
         source = iter(requests)
         jobs: deque[_Job] = deque()
         running: dict[int, _Job] = {}
-        encoded: Encoded = {}
         is_exhausted = False
         try:
             while jobs or not is_exhausted:
@@ -280,10 +289,7 @@ class Assistant:
                 if not is_exhausted and (room >= (batch_size + 1) // 2 or not running):
                     taken = list(islice(source, room))
                     is_exhausted = len(taken) < room
-                    begun = self._begin(taken, encoded)
-                    # The next ones may begin with the image that these end with; older images are let go.
-                    recent = {_key(source) for request in taken for source in request.images}
-                    encoded = {key: image for key, image in encoded.items() if key in recent}
+                    begun = self._begin(taken)
                     jobs += begun
                     running |= {job.engine_id: job for job in begun if job.result is None}
                 if running:
@@ -295,12 +301,11 @@ class Assistant:
             for engine_id in running:
                 self.router.cancel(engine_id)
 
-    def stream(self, request: Request, encoded: Encoded | None = None) -> Generator[str, None, Answer]:
+    def stream(self, request: Request) -> Generator[str, None, Answer]:
         """Answer one request piece by piece; closing the generator ends the work.
 
         Args:
             request: What to answer.
-            encoded: Images that were encoded before; those of this request are added.
 
         Yields:
             Text, as it becomes certain.
@@ -311,7 +316,7 @@ class Assistant:
         Raises:
             UserError: If the request cannot be answered.
         """
-        (job,) = self._begin([request], encoded)
+        (job,) = self._begin([request])
         try:
             while job.result is None:
                 if piece := job.take(self.router.wait([job.engine_id])):
@@ -335,7 +340,7 @@ class Assistant:
         """
         return self._prompt(request).text
 
-    def _begin(self, requests: Sequence[Request], encoded: Encoded | None = None) -> list[_Job]:
+    def _begin(self, requests: Sequence[Request]) -> list[_Job]:
         """Encode requests together and hand them to the engine; those that fail have a result already."""
         jobs = [_Job(request) for request in requests]
         for job in jobs:
@@ -344,7 +349,7 @@ class Assistant:
             except UserError as error:
                 job.fail(error)
         with torch.inference_mode():
-            self._encode(jobs, {} if encoded is None else encoded)
+            self._encode(jobs)
             self._submit([job for job in jobs if job.result is None])
         return jobs
 
@@ -420,18 +425,21 @@ class Assistant:
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
         return wrap_image_tokens(text, template, uses_start_end)
 
-    def _read_images(self, jobs: Sequence[_Job], encoded: Encoded) -> dict[Hashable, _ReadImage]:
-        """Read images that are not encoded yet, each once; a job of which one cannot be read fails."""
+    def _read_images(self, jobs: Sequence[_Job]) -> dict[Hashable, _ReadImage]:
+        """Read the images of jobs, each once; a job of which one cannot be read fails.
+
+        Returns:
+            By the `_source_key` of their sources.
+        """
         asking = [(job, job.prompt) for job in jobs if job.prompt is not None]
-        sources = {_key(source): source for _, prompt in asking for source in prompt.images}
-        fresh = [source for key, source in sources.items() if key not in encoded]
+        sources = {_source_key(source): source for _, prompt in asking for source in prompt.images}
         # Decoding and resizing are done outside of Python, so threads do several at once.
-        with ThreadPoolExecutor(min(len(fresh), IMAGES_AT_ONCE) or 1) as pool:
-            found = dict(zip(map(_key, fresh), pool.map(self._read_image, fresh), strict=True))
+        with ThreadPoolExecutor(min(len(sources), IMAGES_AT_ONCE) or 1) as pool:
+            found = dict(zip(sources, pool.map(self._read_image, sources.values()), strict=True))
         for job, prompt in asking:
             try:
                 for source in prompt.images:
-                    if isinstance(error := found.get(_key(source)), UserError):
+                    if isinstance(error := found[_source_key(source)], UserError):
                         raise error
                 if prompt.images and prompt.reducer.needs_question:
                     self.encoder.tower.load_text_encoder()
@@ -440,26 +448,41 @@ class Assistant:
         return {key: image for key, image in found.items() if isinstance(image, _ReadImage)}
 
     def _read_image(self, source: ImageSource) -> _ReadImage | UserError:
-        """Read an image and turn it into pixels; return the error if that is not possible."""
+        """Read an image and, unless it is kept encoded, turn it into pixels; return the error, if any."""
         try:
             image = read_image(source)
-            return _ReadImage(source, self.encoder.preprocess(image), image.size)
+            tower = self.encoder.tower
+            key = (tower.device, tower.dtype, content_key(image))
+            encoded = self.features.get(key)
+            pixels = self.encoder.preprocess(image) if encoded is None else None
+            return _ReadImage(key, image.size, pixels, encoded)
         except UserError as error:
             return error
 
-    def _encode(self, jobs: Sequence[_Job], encoded: Encoded) -> None:
+    def _encode_images(self, images: Collection[_ReadImage]) -> dict[Hashable, EncodedImage]:
+        """Return images by their keys; the vision encoder runs over those that are not encoded, each once."""
+        fresh = {image.key: image for image in images if image.pixels is not None}
+        made = self.encoder.encode(
+            [image.pixels for image in fresh.values() if image.pixels is not None],
+            [image.size for image in fresh.values()],
+        )
+        for key, encoded in zip(fresh, made, strict=True):
+            self.features.add(key, encoded)
+        kept = {image.key: image.encoded for image in images if image.encoded is not None}
+        return kept | dict(zip(fresh, made, strict=True))
+
+    def _encode(self, jobs: Sequence[_Job]) -> None:
         """Encode the images of jobs, each once, and reduce them for each job's question."""
         watch = Stopwatch(self.encoder.device)
-        read = self._read_images(jobs, encoded)
-        fresh = self.encoder.encode(
-            [image.pixels for image in read.values()], [image.size for image in read.values()]
-        )
-        encoded |= {
-            key: (image.source, features) for (key, image), features in zip(read.items(), fresh, strict=True)
-        }
+        read = self._read_images(jobs)
+        encoded = self._encode_images(read.values())
         asking = [job for job in jobs if job.result is None and job.prompt and job.prompt.images]
         vision_ms = watch.lap()
-        own = [[encoded[_key(source)][1] for source in job.prompt.images] for job in asking if job.prompt]
+        own = [
+            [encoded[read[_source_key(source)].key] for source in job.prompt.images]
+            for job in asking
+            if job.prompt
+        ]
         prompts = [job.prompt for job in asking if job.prompt for _ in job.prompt.images]
         reduced = iter(
             self.encoder.reduce(
@@ -526,7 +549,7 @@ class Assistant:
         return limit - length
 
 
-def _key(source: ImageSource) -> Hashable:
+def _source_key(source: ImageSource) -> Hashable:
     """Tell images apart: files by name, everything else by identity."""
     return str(source) if isinstance(source, str | Path) else id(source)
 
@@ -554,7 +577,6 @@ class Chat:
         self.template: str | None = None
         self.messages: tuple[Message, ...] = ()
         self._images: tuple[ImageSource, ...] = images
-        self._encoded: Encoded = {}
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -577,7 +599,8 @@ class Chat:
         Raises:
             UserError: As `ask` does.
         """
-        message = Message("user", text, (*self._images, *images))
+        # Read once: a file may change while the conversation goes on.
+        message = Message("user", text, tuple(map(read_image, (*self._images, *images))))
         yield from self._continue((*self.messages, message), generation)
         self._images = ()  # from now on they belong to the first turn
 
@@ -596,7 +619,7 @@ class Chat:
             messages, self.token_reduction, generation=generation or Generation(), template=self.template
         )
         self.prompt = self._assistant.render(request)
-        answer = yield from self._assistant.stream(request, self._encoded)
+        answer = yield from self._assistant.stream(request)
         self.messages = (*request.messages, Message("assistant", answer.text))
         self.answers[len(request.messages) // 2 :] = [answer]
 

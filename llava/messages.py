@@ -140,7 +140,8 @@ class Cost:
         patches: Patches of all images.
         visual_tokens: Tokens of all images in the prompt.
         new_tokens: Tokens of the answer.
-        vision_ms: Preprocessing and vision encoder; 0 if the images were encoded before.
+        vision_ms: Reading the images, preprocessing and vision encoder; only reading, if they were encoded
+            before.
         reduction_ms: Text encoder and choice of patches.
         prefill_ms: Projector, embedding and the language model's first step; with beams the whole search.
         decode_ms: All other steps.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
@@ -35,6 +36,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def mebibytes(text: str) -> float:
+    """Read an option that bounds memory, in MiB.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is no number, or below 0.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of MiB; accepted: 0 or more")
+    return value
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model to load and how."""
     model = parser.add_argument_group("model")
@@ -61,6 +77,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--load-8bit", action="store_true", help="quantize the language model to 8 bits")
     model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
+    model.add_argument(
+        "--image-cache",
+        type=mebibytes,
+        metavar="MIB",
+        help="how much encoded images take that are kept for further questions (default: 256; 0 keeps none)",
+    )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +188,7 @@ def load_assistant(options: Any) -> "Assistant":
     """
     from llava.assistant import Assistant
 
+    cache = getattr(options, "image_cache", None)
     return Assistant.load(
         getattr(options, "model_path", None),
         model_base=getattr(options, "model_base", None),
@@ -177,6 +200,7 @@ def load_assistant(options: Any) -> "Assistant":
         load_8bit=getattr(options, "load_8bit", False),
         load_4bit=getattr(options, "load_4bit", False),
         vllm=read_vllm_options(options),
+        **({} if cache is None else {"image_cache_mib": cache}),
     )
 
 

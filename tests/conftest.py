@@ -46,6 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def count_encodings(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of images at every run of a model's vision encoder."""
     encoded: list[int] = []
+    assistant.features.clear()
     tower = assistant.model.get_vision_tower()
     encode = tower.encode
 

@@ -66,6 +66,11 @@ class EncodedImage:
     patches: Tensor
     size: Size
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes, wherever it is."""
+        return self.pixels.nbytes + self.patches.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class ReducedImage:
@@ -145,7 +150,9 @@ class PromptEncoder:
         if not pixels:
             return []
         patches = self.tower.encode(torch.cat(list(pixels))).split([len(crops) for crops in pixels])
-        return [EncodedImage(*parts) for parts in zip(pixels, patches, sizes, strict=True)]
+        # Each in memory of its own, so that one that is kept does not keep the whole batch.
+        own = [features.clone() for features in patches] if len(pixels) > 1 else patches
+        return [EncodedImage(*parts) for parts in zip(pixels, own, sizes, strict=True)]
 
     @torch.inference_mode()
     def reduce(
