@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import (
     Conversation,
     choose_template,
@@ -525,11 +525,11 @@ class Assistant:
             return
         embedded = self.encoder.embed([ids for _, ids, _ in fitting], [images for *_, images in fitting])
         milliseconds = watch.lap() / len(fitting)
-        for (job, _, _), embeddings in zip(fitting, embedded, strict=True):
+        for (job, ids, _), embeddings in zip(fitting, embedded, strict=True):
             assert job.prompt is not None
             job.images = ()
             job.prefill_ms = milliseconds
-            job.engine_id = self.router.submit(embeddings, job.prompt.generation)
+            job.engine_id = self.router.submit(embeddings, job.prompt.generation, _text_in_front(ids))
 
     def _room_behind(self, length: int) -> int:
         """Return how many tokens an answer to a prompt of this length may have.
@@ -547,6 +547,12 @@ class Assistant:
                 "ask something shorter or reduce the images further"
             )
         return limit - length
+
+
+def _text_in_front(ids: Tensor) -> tuple[int, ...]:
+    """Return the ids of a prompt (L,) before its first image, which a template makes; none without images."""
+    images = (ids == IMAGE_TOKEN_INDEX).nonzero()
+    return tuple(ids[: int(images[0])].tolist()) if len(images) else ()
 
 
 def _source_key(source: ImageSource) -> Hashable:

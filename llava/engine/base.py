@@ -144,12 +144,13 @@ class Engine(Protocol):
             UserError: If an answer cannot be written in this way.
         """
 
-    def submit(self, embeddings: Tensor, generation: Generation) -> int:
+    def submit(self, embeddings: Tensor, generation: Generation, prefix: tuple[int, ...] = ()) -> int:
         """Add a request, which enters between two steps.
 
         Args:
             embeddings: Of the prompt, (L, H).
             generation: How the answer is written.
+            prefix: Ids of the text that the prompt begins with, where other prompts may begin with it too.
 
         Returns:
             The id that its events bear.

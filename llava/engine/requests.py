@@ -27,6 +27,7 @@ class WaitingRequest:
     id: int
     embeddings: Tensor  # (L, H)
     generation: Generation
+    prefix: tuple[int, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -103,10 +104,10 @@ class RequestQueue:
     def check(self, generation: Generation) -> None:
         """Refuse nothing; see `Engine.check`."""
 
-    def submit(self, embeddings: Tensor, generation: Generation) -> int:
+    def submit(self, embeddings: Tensor, generation: Generation, prefix: tuple[int, ...] = ()) -> int:
         """Add a request with the embeddings (L, H) of its prompt; see `Engine.submit`."""
         with self._lock:
-            request = WaitingRequest(next(self._ids), embeddings, generation)
+            request = WaitingRequest(next(self._ids), embeddings, generation, prefix)
             self._waiting.append(request)
             return request.id
 

@@ -28,10 +28,10 @@ class Router:
         self._is_stepping = False
         self._events: dict[int, deque[Event | RuntimeError]] = {}
 
-    def submit(self, embeddings: Tensor, generation: Generation) -> int:
-        """Add a request with the embeddings (L, H) of its prompt; events are kept until they are taken."""
+    def submit(self, embeddings: Tensor, generation: Generation, prefix: tuple[int, ...] = ()) -> int:
+        """Add a request; see `Engine.submit`. Its events are kept until they are taken."""
         with self._condition:
-            request = self._engine.submit(embeddings, generation)
+            request = self._engine.submit(embeddings, generation, prefix)
             self._events[request] = deque()
             return request
 

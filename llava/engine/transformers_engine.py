@@ -6,6 +6,7 @@ H width of the language model, V vocabulary.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,11 @@ from llava.model.placement import hand_over
 
 MAX_ROWS = 16
 MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
+PREFIXES_KEPT = 8  # of a 7B model in 16 bits some 20 MiB each
+SHORTEST_PREFIX = 16  # positions; a shorter one saves less than its own pass costs
+# Positions whose products take as long as reading the weights once, and so as one more pass: an H100
+# multiplies a 16-bit weight with 265 positions in that time.
+PASS_POSITIONS = {"cpu": 32, "cuda": 256}
 
 
 @dataclass(slots=True)
@@ -55,6 +61,10 @@ class TransformersEngine(RequestQueue):
         tokenizer: Of the model.
         max_rows: The most requests that run at once.
         max_positions: The most cached positions of all of them; one request alone may have more.
+
+    Attributes:
+        prefilled_positions: That the language model has run of prompts so far, padding included.
+        padded_positions: How many of them were padding.
     """
 
     def __init__(
@@ -68,6 +78,8 @@ class TransformersEngine(RequestQueue):
         self.model = model
         self.max_rows = max_rows
         self.max_positions = max_positions
+        self.prefilled_positions = self.padded_positions = 0
+        self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
         self.clear()
 
     @property
@@ -78,6 +90,7 @@ class TransformersEngine(RequestQueue):
     def clear(self) -> None:
         """Forget all requests."""
         super().clear()
+        self._prefixes.clear()
         self._rows: list[_Row] = []
         self._cache = DynamicCache()  # of all rows
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
@@ -130,12 +143,54 @@ class TransformersEngine(RequestQueue):
 
     def _prefill(self, requests: Sequence[WaitingRequest]) -> Tensor:
         """Run new prompts and add them as rows; returns the logits of their next tokens, (B, V)."""
-        embeddings, mask = pad_left([request.embeddings for request in requests])
+        groups: dict[tuple[int, ...], list[WaitingRequest]] = {}
+        for request in requests:
+            groups.setdefault(_shared_prefix(request), []).append(request)
+        pass_positions = PASS_POSITIONS.get(requests[0].embeddings.device.type, PASS_POSITIONS["cuda"])
+        logits = [
+            self._prefill_together([group[i] for i in bucket], prefix)
+            for prefix, group in groups.items()
+            for bucket in buckets([len(one.embeddings) for one in group], pass_positions)
+        ]
+        return torch.cat(logits)
+
+    def _prefill_together(self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]) -> Tensor:
+        """Run prompts that begin with the same prefix, which is read from the cache; logits (B, V)."""
+        shared = len(prefix)
+        embeddings, mask = pad_left([request.embeddings[shared:] for request in requests])
+        self.prefilled_positions += mask.numel()
+        padding = mask.shape[1] - mask.sum(dim=1)
+        self.padded_positions += mask.numel() - sum(len(one.embeddings) - shared for one in requests)
         cache = DynamicCache()
+        if prefix:
+            rows = len(requests)
+            cache = cache_of(
+                tuple(one.expand(rows, -1, -1, -1) for one in layer)
+                for layer in self._cached_prefix(prefix, requests[0].embeddings[:shared])
+            )
+            mask = F.pad(mask, (shared, 0), value=1)
         logits = self._run(embeddings, mask, cache)
+        if prefix and len(requests) > 1:
+            cache, mask = _with_padding_first(cache, mask, padding, shared)
         self._join(cache, mask)
         self._rows += [self._row(request, logits.device) for request in requests]
         return logits
+
+    def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values (1, heads, P, head width) of every layer for a prefix (P, H).
+
+        They are always computed alone, so that it makes no difference to an answer who asked before.
+        """
+        if ids not in self._prefixes:
+            cache = DynamicCache()
+            mask = torch.ones(1, len(ids), dtype=torch.long, device=embeddings.device)
+            self._run(embeddings.unsqueeze(0), mask, cache)
+            self.prefilled_positions += len(ids)
+            self._prefixes[ids] = cached_keys_and_values(cache)
+            if len(self._prefixes) > PREFIXES_KEPT:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(ids)
+        return self._prefixes[ids]
 
     def _row(self, request: WaitingRequest, device: torch.device) -> _Row:
         """Begin the answer of a request."""
@@ -242,6 +297,52 @@ class TransformersEngine(RequestQueue):
             if event.finished:
                 return
         yield row.end("stop", milliseconds)
+
+
+def _shared_prefix(request: WaitingRequest) -> tuple[int, ...]:
+    """Return the ids of a request's prefix, if it is worth a pass of its own and leaves something to run."""
+    is_worth_it = SHORTEST_PREFIX <= len(request.prefix) < len(request.embeddings)
+    return request.prefix if is_worth_it else ()
+
+
+def buckets(lengths: Sequence[int], pass_positions: int) -> list[list[int]]:
+    """Divide prompts among passes so that padding and passes together cost least.
+
+    Args:
+        lengths: Positions of each prompt; all of a pass are padded to the longest.
+        pass_positions: Positions that take as long as a further pass.
+
+    Returns:
+        The prompts of each pass, by their indices; each list and the longest of each descend.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    # The least cost of running all prompts from each on, and where the pass ends that begins with it.
+    costs, ends = [0] * (len(order) + 1), [0] * len(order)
+    for start in reversed(range(len(order))):
+        costs[start], ends[start] = min(
+            (lengths[order[start]] * (end - start) + pass_positions + costs[end], end)
+            for end in range(start + 1, len(order) + 1)
+        )
+    found, start = [], 0
+    while start < len(order):
+        found.append(order[start : ends[start]])
+        start = ends[start]
+    return found
+
+
+def _with_padding_first(
+    cache: DynamicCache, mask: Tensor, padding: Tensor, shared: int
+) -> tuple[DynamicCache, Tensor]:
+    """Move what pads each row (B,) from behind its first ``shared`` positions to in front of them."""
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    pads = padding.unsqueeze(1)
+    source = torch.where(place < pads, place + shared, place - pads)
+    source = torch.where(place < pads + shared, source, place)  # (B, T)
+    moved = cache_of(
+        tuple(one.gather(2, source[:, None, :, None].expand_as(one)) for one in layer)
+        for layer in cached_keys_and_values(cache)
+    )
+    return moved, mask.gather(1, source)
 
 
 def _stack(keys: Tensor, new_keys: Tensor, length: int) -> Tensor:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from llava.engine import transformers_engine
 from llava.engine.base import Generation
-from llava.engine.transformers_engine import TransformersEngine, pad_left
+from llava.engine.transformers_engine import TransformersEngine, buckets, pad_left
 from llava.errors import UserError
 
 
@@ -62,6 +63,112 @@ def test_a_batch_gives_what_transformers_generates_for_each_prompt_alone(engine,
         assert tokens[request] == ids[0].tolist()
         assert text[request] == loaded[0].decode(ids[0], skip_special_tokens=True).strip()
         assert reasons[request] == "length"
+
+
+PREFIX = tuple(range(100, 120))
+
+
+@pytest.fixture
+def long_prompts(loaded, prompts):
+    """The prompts behind a prefix of 20 ids."""
+    front = loaded[1].get_input_embeddings()(torch.tensor(PREFIX)).detach()
+    return [torch.cat([front, prompt]) for prompt in prompts]
+
+
+def count_positions(engine, monkeypatch):
+    """Return a list that gets rows and positions of every run of the language model."""
+    runs, run_model = [], engine._run
+
+    def count(embeddings, mask, cache):
+        runs.append(tuple(embeddings.shape[:2]))
+        return run_model(embeddings, mask, cache)
+
+    monkeypatch.setattr(engine, "_run", count)
+    return runs
+
+
+def test_a_common_prefix_is_run_once_and_changes_no_answer(engine, long_prompts, monkeypatch):
+    expected = [alone(engine, prompt, max_new_tokens=8) for prompt in long_prompts]
+    monkeypatch.setitem(transformers_engine.PASS_POSITIONS, "cpu", 1000)  # all prompts in one pass
+    engine.padded_positions = 0
+    runs = count_positions(engine, monkeypatch)
+    settings = Generation(max_new_tokens=8)
+    requests = [engine.submit(prompt, settings, PREFIX) for prompt in long_prompts]
+    tokens, _, _ = run(engine)
+    assert [tokens[request] for request in requests] == expected
+    assert runs[:2] == [(1, 20), (6, 30)]
+    runs.clear()
+    request = engine.submit(long_prompts[1], settings, PREFIX)
+    assert run(engine)[0][request] == expected[1]
+    assert runs[0] == (1, 17)
+    assert engine.padded_positions == 6 * 30 - (5 + 17 + 9 + 1 + 30 + 12)
+
+
+def test_rows_with_and_without_a_prefix_run_together(engine, prompts, long_prompts):
+    mixed = [prompt for pair in zip(prompts, long_prompts, strict=True) for prompt in pair]
+    expected = [alone(engine, prompt, max_new_tokens=6) for prompt in mixed]
+    prefixes = [(), PREFIX] * len(prompts)
+    settings = Generation(max_new_tokens=6)
+    requests = [engine.submit(*one) for one in zip(mixed, [settings] * 12, prefixes, strict=True)]
+    tokens, _, _ = run(engine)
+    assert [tokens[request] for request in requests] == expected
+
+
+def test_few_prefixes_are_kept_and_short_ones_are_not(engine, long_prompts):
+    for first in range(12):
+        engine.submit(long_prompts[0], Generation(max_new_tokens=1), (first, *PREFIX[1:]))
+    engine.submit(long_prompts[0], Generation(max_new_tokens=1), PREFIX[:4])
+    run(engine)
+    assert list(engine._prefixes) == [(first, *PREFIX[1:]) for first in range(4, 12)]
+
+
+def test_a_prefix_that_is_the_whole_prompt_is_none(engine, long_prompts):
+    expected = alone(engine, long_prompts[0][:20], max_new_tokens=5)
+    request = engine.submit(long_prompts[0][:20], Generation(max_new_tokens=5), PREFIX)
+    assert run(engine)[0][request] == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "expected"),
+    [
+        ([5], 32, [[0]]),
+        ([100, 100, 100], 32, [[0, 1, 2]]),
+        ([100, 90, 10, 5], 32, [[0, 1], [2, 3]]),
+        ([5, 100, 10, 90], 32, [[1, 3], [2, 0]]),
+        ([100, 90, 10, 5], 1000, [[0, 1, 2, 3]]),
+        ([300, 200, 100], 0, [[0], [1], [2]]),
+    ],
+)
+def test_prompts_of_different_lengths_are_divided_among_passes(lengths, cost, expected):
+    assert buckets(lengths, cost) == expected
+
+
+def test_no_division_costs_less():
+    lengths = [7, 31, 64, 3, 90, 41, 12]
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(groups):
+        return sum(max(group) * len(group) + 20 for group in groups)
+
+    def divisions(rest):
+        if not rest:
+            yield []
+        for end in range(1, len(rest) + 1):
+            yield from ([rest[:end], *others] for others in divisions(rest[end:]))
+
+    found = [[lengths[index] for index in group] for group in buckets(lengths, 20)]
+    assert cost(found) == min(map(cost, divisions(ordered)))
+
+
+def test_long_and_short_prompts_do_not_pad_each_other(engine, loaded):
+    embed = loaded[1].get_input_embeddings()
+    long, short = (embed(torch.arange(3, 3 + length)).detach() for length in (200, 10))
+    expected = [alone(engine, prompt, max_new_tokens=4) for prompt in (short, long, short)]
+    engine.padded_positions = 0
+    requests = [engine.submit(prompt, Generation(max_new_tokens=4)) for prompt in (short, long, short)]
+    tokens, _, _ = run(engine)
+    assert [tokens[request] for request in requests] == expected
+    assert engine.padded_positions == 0
 
 
 def test_requests_that_come_and_go_between_steps_answer_as_alone(engine, prompts):

@@ -18,7 +18,7 @@ class Scripted:
         self.left, self.count, self.failing, self.stepping = {}, 0, False, 0
         self.cancelled, self.cleared = [], 0
 
-    def submit(self, embeddings, generation):
+    def submit(self, embeddings, generation, prefix=()):
         self.count += 1
         self.left[self.count] = len(embeddings)
         return self.count
