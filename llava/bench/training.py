@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from llava.bench.random_clip import VIT_L_14_336
-from llava.bench.random_llava import LANGUAGE_MODELS, add_random_vision_tower, random_language_model
+from llava.bench.model_sizes import LANGUAGE_MODELS, VIT_L_14_336
+from llava.bench.random_llava import add_random_vision_tower, random_language_model
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.engine.stopwatch import Stopwatch
 from llava.errors import UserError

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llava.bench import flips, random_clip, random_llava, training, vision
+from llava.bench import flips, model_sizes, random_clip, training, vision
 from llava.engine.stopwatch import Stopwatch
 from tests.conftest import GOLDEN, TINY_CLIP_SIZES, TINY_LLAVA
 
@@ -81,7 +81,7 @@ TINY_LLAMA = {
 
 
 def test_a_training_step_is_measured_per_reduction(monkeypatch, capsys):
-    monkeypatch.setitem(random_llava.LANGUAGE_MODELS, "1b", TINY_LLAMA)
+    monkeypatch.setitem(model_sizes.LANGUAGE_MODELS, "1b", TINY_LLAMA)
     monkeypatch.setattr(training, "VIT_L_14_336", TINY_CLIP_SIZES)
     arguments = ["--device", "cpu", "--repeats", "1", "--rank", "2", "--text-tokens", "30"]
     assert training.main([*arguments, "--token-reduction", "none", "TRIM:0.25", "--json"]) == 0

@@ -11,11 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.machine import describe_machine, slug
 from llava.bench.gpu_check.parts import PARTS, Part
 from llava.bench.gpu_check.sizes import SIZES
 from llava.bench.gpu_check.supervise import run_part
 from llava.bench.gpu_check.tables import SCHEMA, tables
+from llava.bench.machine import describe_machine, slug
 from llava.errors import UserError
 from llava.model.placement import parse_device
 from llava.options import CommandParser

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.inference import FIRST_TOKEN
 from llava.bench.gpu_check.parts import PARTS, Row
+from llava.bench.stages import FIRST_TOKEN
 from llava.errors import UserError
 from llava.markdown import markdown_table
 from llava.options import CommandParser
