@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from llava.bench import machine
+from llava.bench import machine, results
 from llava.bench.gpu_check import __main__ as gpu_check
 from llava.bench.gpu_check import agreement, supervise, tables, worker
 from llava.bench.gpu_check.inference import REDUCTIONS, fitting
@@ -203,15 +203,6 @@ def test_results_are_written_after_every_part(outcomes, tmp_path: Path, monkeypa
     assert list(json.loads(path.read_text())["parts"]) == ["agreement"]
 
 
-def test_no_results_of_the_same_day_are_overwritten(tmp_path: Path):
-    names = []
-    for _ in range(3):
-        path = gpu_check.free_path(tmp_path, "card-2026-01-02")
-        path.touch()
-        names.append(path.name)
-    assert names == ["card-2026-01-02.json", "card-2026-01-02-2.json", "card-2026-01-02-3.json"]
-
-
 def test_nothing_fails_where_things_are_only_skipped(outcomes, tmp_path: Path):
     outcomes["loading"] = {"status": "skipped", "message": "no room"}
     assert gpu_check.main([str(tmp_path), "--parts", "loading", "--device", "cpu"]) == 0
@@ -271,14 +262,14 @@ def test_all_reference_cases_agree_on_a_cpu_in_float32():
 def test_the_tables_in_the_docs_are_what_the_command_makes_of_the_committed_results():
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     text = tables.generated(sorted((ROOT / "docs" / "benchmarks").glob("*.json")))
-    assert page == tables.put_between_marks(page, text)
+    assert page == results.put_between_marks(page, text)
 
 
 def test_tables_are_put_between_the_marks_of_a_page(tmp_path: Path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     assert tables.main(["--into", str(page)]) == 0
-    assert page.read_text() == f"before\n{tables.BEGIN}\n\nNot measured yet.\n\n{tables.END}\nafter\n"
+    assert page.read_text() == f"before\n{results.BEGIN}\n\nNot measured yet.\n\n{results.END}\nafter\n"
     page.write_text("no marks")
     assert tables.main(["--into", str(page)]) == 2
     assert "the page has no" in capsys.readouterr().err
