@@ -11,7 +11,7 @@ from llava.bench import growth
 from llava.bench.growth import Line
 from llava.bench.report import BASELINE, DECODE, FIRST_TOKEN, Measured, Report, Spread
 from llava.bench.stages import FIRST_TOKEN as STAGES
-from llava.bench.tables import heading, number, title
+from llava.bench.tables import formula, heading, title
 from llava.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ def _draw_line(
         return
     line = Line.through(points)
     places = [points[0][0], points[-1][0]]
-    label = f"{name}: {number(line.start)} {line.slope:+,.3g} each (R² {line.fit:.3f})"
+    label = f"{name}: {formula(line)} each (R² {line.fit:.3f})"
     (drawn,) = axes.plot(places, [line.at(x) for x in places], label=label)
     axes.scatter(*zip(*points, strict=True), color=drawn.get_color(), zorder=3)

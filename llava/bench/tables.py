@@ -31,7 +31,7 @@ def title(what: str) -> str:
 
 def number(value: float) -> str:
     """Write a figure with the digits that mean something."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{round(value, 6) + 0:.3g}"
 
 
 def spread(figure: Spread | None) -> str:
@@ -152,9 +152,14 @@ def _line(points: Sequence[tuple[float, float]], what: str, one: str) -> Iterato
     if points:
         line = Line.through(points)
         yield (
-            f"- {what}: {number(line.start)} {line.slope:+,.3g} for every {one} "
+            f"- {what}: {formula(line)} for every {one} "
             f"(R² {line.fit:.4f}, measured {points[0][0]:g} to {points[-1][0]:g})"
         )
+
+
+def formula(line: Line) -> str:
+    """Write a line as its height at 0 and what one more adds."""
+    return f"{number(line.start)} {'-' if line.slope < 0 else '+'} {number(abs(line.slope))}"
 
 
 def _payback(report: Report) -> Iterator[str]:
@@ -173,10 +178,18 @@ def _payback(report: Report) -> Iterator[str]:
     )
 
 
-def generated(paths: Sequence[Path]) -> str:
-    """Return the tables of several reports, the newest first."""
-    reports = sorted(map(read_report, paths), key=lambda report: report.date, reverse=True)
-    return "\n".join(map(render, reports)) or NOTHING
+def generated(paths: Sequence[Path], page: Path | None = None) -> str:
+    """Return the tables of several reports, the newest first, on a page with the pictures beside them."""
+    reports = sorted(((read_report(path), path) for path in paths), key=lambda one: one[0].date, reverse=True)
+    return "\n".join(render(report) + _picture(report, path, page) for report, path in reports) or NOTHING
+
+
+def _picture(report: Report, path: Path, page: Path | None) -> str:
+    """Show the picture of a report on a page, where there is one below the page's folder."""
+    picture = path.with_suffix(".png").resolve()
+    if page is None or not picture.exists() or not picture.is_relative_to(page.resolve().parent):
+        return ""
+    return f"\n![{heading(report)}]({picture.relative_to(page.resolve().parent).as_posix()})\n"
 
 
 @exit_on_user_error
@@ -186,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="reports of llava bench")
     parser.add_argument("--into", type=Path, help="page with marks, such as docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    show(generated(options.files), options.into)
+    show(generated(options.files, options.into), options.into)
 
 
 if __name__ == "__main__":
