@@ -55,6 +55,7 @@ def heading(report: Report) -> str:
 
 def _conditions(report: Report) -> Iterator[str]:
     machine, rate = report.machine, report.flops_per_s
+    rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
     yield (
         f"`{report.command}`, commit `{machine['commit'][:12]}`, torch {machine['torch']}, transformers "
         f"{machine['transformers']}, Python {machine['python']}, {report.threads} threads, attention "
@@ -62,8 +63,8 @@ def _conditions(report: Report) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"Medians of {report.repeats} rounds after one to warm up, lowest and highest in brackets; in every "
-        f"round all settings took turns. A large matrix product in the same run and dtype: "
+        f"Medians of {rounds} after one to warm up, lowest and highest in brackets; in every round all settings "
+        "took turns. A large matrix product in the same run and dtype: "
         f"{number(rate.median / 1e9)} GFLOP/s ({number(rate.low / 1e9)} to {number(rate.high / 1e9)}). "
         f"Vision and text tower: {report.tower_parameters / 1e6:,.1f} M parameters; all weights: "
         f"{number(report.weights_mib)} MiB. Answers have {report.new_tokens} tokens; a "
