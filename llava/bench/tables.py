@@ -63,8 +63,8 @@ def _conditions(report: Report) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"Medians of {rounds} after one to warm up, lowest and highest in brackets; in every round all settings "
-        "took turns. A large matrix product in the same run and dtype: "
+        f"Medians of {rounds} after one to warm up, lowest and highest in brackets; in every round all "
+        "settings took turns. A large matrix product in the same run and dtype: "
         f"{number(rate.median / 1e9)} GFLOP/s ({number(rate.low / 1e9)} to {number(rate.high / 1e9)}). "
         f"Vision and text tower: {report.tower_parameters / 1e6:,.1f} M parameters; all weights: "
         f"{number(report.weights_mib)} MiB. Answers have {report.new_tokens} tokens; a "
