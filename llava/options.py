@@ -51,8 +51,13 @@ def mebibytes(text: str) -> float:
     return value
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model to load and how."""
+def add_model_options(parser: argparse.ArgumentParser, *, with_reduction: bool = True) -> None:
+    """Add the options that say which model to load and how.
+
+    Args:
+        parser: Gets them.
+        with_reduction: Whether one of them is the reduction, which some commands choose themselves.
+    """
     model = parser.add_argument_group("model")
     model.add_argument("--model-path", help="checkpoint folder or hub id (default: the bundled shapes model)")
     model.add_argument(
@@ -61,11 +66,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="base model of a checkpoint that is a projector or a LoRA adapter",
     )
     model.add_argument("--vision-tower", help="CLIP folder or hub id to use instead of the checkpoint's")
-    model.add_argument(
-        "--token-reduction",
-        metavar="SPEC",
-        help="instead of the checkpoint's: none, TRIM:-1 (adaptive), TRIM:0.25, TRIM:64, Random:64, Pool:64",
-    )
+    if with_reduction:
+        model.add_argument(
+            "--token-reduction",
+            metavar="SPEC",
+            help="instead of the checkpoint's: none, TRIM:-1 (adaptive), TRIM:0.25, TRIM:64, Random:64, "
+            "Pool:64",
+        )
     model.add_argument(
         "--dtype",
         metavar="TYPE",

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import sys
 from itertools import product
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from llava.assistant import Assistant
+from llava.bench.pictures import picture_paths
 from llava.engine.base import Generation
-from llava.errors import MissingFileError
 from llava.image_io import load_image
 from llava.messages import Failure, Request
 from llava.mm_utils import process_images
@@ -26,7 +25,6 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.utils import exit_on_user_error
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ANSWER_TOKENS = 32
 QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "Describe the image.")
 
@@ -93,9 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=positive, default=16, help="pairs in a batch (default: 16)")
     parser.add_argument("--question", action="append", help="question to ask, may be repeated")
     options = parser.parse_args(arguments)
-    paths = sorted(path for path in Path(options.images).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise MissingFileError(f"no images in {options.images!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    paths = picture_paths(options.images)
     assistant = load_assistant(options)
     tower = assistant.model.get_vision_tower()
     assert tower is not None

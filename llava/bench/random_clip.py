@@ -10,29 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-# The proportions of openai/clip-vit-large-patch14-336.
-VIT_L_14_336 = {
-    "projection_dim": 768,
-    "vision_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-    },
-    "text_config": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "vocab_size": 49408,
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "projection_dim": 768,
-    },
-}
+from llava.bench.model_sizes import VIT_L_14_336
 
 
 def write_random_clip(

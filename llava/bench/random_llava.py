@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from llava.assistant import Assistant, bundled_checkpoint
-from llava.bench.random_clip import VIT_L_14_336, write_random_clip
+from llava.bench.model_sizes import VIT_L_14_336
+from llava.bench.random_clip import write_random_clip
 from llava.conversation import find_template
 from llava.engine.transformers_engine import TransformersEngine
 from llava.internals import build_model
@@ -17,29 +18,6 @@ from llava.model.loading import LoadedModel
 from llava.model.placement import choose_attention
 from llava.model.vision_settings import VisionSettings
 from llava.tokenizer import load_tokenizer
-
-# Llama's proportions. 1b is what the published code's speed was measured with (1.25 billion parameters), the
-# others are those of Vicuna.
-LANGUAGE_MODELS = {
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-    },
-    "7b": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "13b": {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-    },
-}
 
 
 def random_language_model(

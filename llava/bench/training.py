@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from llava.bench.random_clip import VIT_L_14_336
-from llava.bench.random_llava import LANGUAGE_MODELS, add_random_vision_tower, random_language_model
+from llava.bench.model_sizes import LANGUAGE_MODELS, VIT_L_14_336
+from llava.bench.random_llava import add_random_vision_tower, random_language_model
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.engine.stopwatch import Stopwatch
 from llava.errors import UserError
@@ -105,12 +105,12 @@ class Trainee:
         self.model.set_token_reduction(reduction)
         seen: dict[str, Any] = {}
         vision = Stopwatch(self.device)
-        hooks = [
-            tower.register_forward_pre_hook(lambda *_: vision.lap() and None),
-            tower.register_forward_hook(
-                lambda tower, inputs, tokens: seen.update(ms=vision.lap(), tokens=tokens.counts[0])
-            ),
-        ]
+        patches, observers = (
+            tower.vision_tower.vision_model.embeddings,
+            self.model.prompt_encoder.observers,
+        )
+        hook = patches.register_forward_pre_hook(lambda *_: vision.lap() and None)
+        observers.append(lambda images: seen.update(ms=vision.lap(), tokens=sum(images[0].crops.counts)))
         batch = self._batch(text_tokens, tower.config.image_size)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -123,8 +123,8 @@ class Trainee:
         self.optimizer.step()
         self.optimizer.zero_grad()
         optimizer = watch.lap()
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+        observers.pop()
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else 0.0
         return Step(seen["tokens"], seen["ms"], forward, backward, optimizer, peak)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 
 from llava.assistant import Assistant
-from llava.bench.random_llava import LANGUAGE_MODELS, random_assistant
+from llava.bench.model_sizes import LANGUAGE_MODELS
+from llava.bench.random_llava import random_assistant
 from llava.engine.base import Generation
 from llava.errors import UserError
 from llava.eval.benchmark import SHORT_ANSWER, Question

@@ -5,32 +5,9 @@ import json
 import pytest
 import torch
 
-from llava.bench import flips, random_clip, random_llava, training, vision
+from llava.bench import flips, model_sizes, training
 from llava.engine.stopwatch import Stopwatch
 from tests.conftest import GOLDEN, TINY_CLIP_SIZES, TINY_LLAVA
-
-
-@pytest.fixture
-def tiny_clip(monkeypatch):
-    write = random_clip.write_random_clip
-    monkeypatch.setattr(vision, "write_random_clip", lambda folder: write(folder, TINY_CLIP_SIZES))
-
-
-def test_the_vision_side_is_measured_stage_by_stage(tiny_clip, capsys):
-    assert vision.main(["--device", "cpu", "--repeats", "1", "--batch", "2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["milliseconds"]) == {"encoder", "text tower", "selection"}
-    assert all(milliseconds > 0 for milliseconds in found["milliseconds"].values())
-    tower = vision.load_random_tower("TRIM:-1", torch.device("cpu"), torch.float32)
-    assert found["parameters"] == sum(parameter.numel() for parameter in tower.parameters())
-    assert len(tower.vision_tower.vision_model.encoder.layers) == 2
-
-
-def test_the_table_names_what_ran(tiny_clip, capsys):
-    assert vision.main(["--device", "cpu", "--repeats", "1", "--token-reduction", "TRIM:0.25"]) == 0
-    table = capsys.readouterr().out
-    assert "TRIM:0.25, batch 1, cpu, torch.float32" in table
-    assert "100.00% of the encoder" in table
 
 
 def test_flips_are_none_on_a_cpu_in_float32(capsys):
@@ -59,13 +36,10 @@ def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
     assert "no images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [(flips, "--limit"), (flips, "--batch"), (vision, "--batch"), (vision, "--repeats")],
-)
+@pytest.mark.parametrize("option", ["--limit", "--batch"])
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_a_number_of_nothing_is_one_sentence(command, option, value, capsys):
-    assert command.main(["--images", "images", option, value] if command is flips else [option, value]) == 2
+def test_a_number_of_nothing_is_one_sentence(option, value, capsys):
+    assert flips.main(["--images", "images", option, value]) == 2
     assert f"argument {option}: {value!r} is not a valid number" in capsys.readouterr().err
 
 
@@ -81,7 +55,7 @@ TINY_LLAMA = {
 
 
 def test_a_training_step_is_measured_per_reduction(monkeypatch, capsys):
-    monkeypatch.setitem(random_llava.LANGUAGE_MODELS, "1b", TINY_LLAMA)
+    monkeypatch.setitem(model_sizes.LANGUAGE_MODELS, "1b", TINY_LLAMA)
     monkeypatch.setattr(training, "VIT_L_14_336", TINY_CLIP_SIZES)
     arguments = ["--device", "cpu", "--repeats", "1", "--rank", "2", "--text-tokens", "30"]
     assert training.main([*arguments, "--token-reduction", "none", "TRIM:0.25", "--json"]) == 0

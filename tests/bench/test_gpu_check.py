@@ -10,12 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from llava.bench import machine, results
 from llava.bench.gpu_check import __main__ as gpu_check
-from llava.bench.gpu_check import agreement, machine, stage_work, supervise, tables, worker
-from llava.bench.gpu_check.floors import Rates, Work, median_ms
-from llava.bench.gpu_check.inference import FIRST_TOKEN, REDUCTIONS, fitting
+from llava.bench.gpu_check import agreement, supervise, tables, worker
+from llava.bench.gpu_check.inference import REDUCTIONS, fitting
 from llava.bench.gpu_check.parts import (
     PARTS,
     Part,
@@ -28,7 +27,7 @@ from llava.bench.gpu_check.parts import (
 from llava.bench.gpu_check.sizes import TINY
 from llava.bench.gpu_check.synchronisations import count_synchronisations, source_line
 from llava.bench.random_llava import language_model_bytes, random_assistant
-from llava.model.splice import pad
+from llava.bench.stages import FIRST_TOKEN
 
 ROOT = Path(__file__).parents[2]
 WRONG = "tests.bench.parts_that_go_wrong"
@@ -204,15 +203,6 @@ def test_results_are_written_after_every_part(outcomes, tmp_path: Path, monkeypa
     assert list(json.loads(path.read_text())["parts"]) == ["agreement"]
 
 
-def test_no_results_of_the_same_day_are_overwritten(tmp_path: Path):
-    names = []
-    for _ in range(3):
-        path = gpu_check.free_path(tmp_path, "card-2026-01-02")
-        path.touch()
-        names.append(path.name)
-    assert names == ["card-2026-01-02.json", "card-2026-01-02-2.json", "card-2026-01-02-3.json"]
-
-
 def test_nothing_fails_where_things_are_only_skipped(outcomes, tmp_path: Path):
     outcomes["loading"] = {"status": "skipped", "message": "no room"}
     assert gpu_check.main([str(tmp_path), "--parts", "loading", "--device", "cpu"]) == 0
@@ -223,96 +213,6 @@ def test_nothing_fails_where_things_are_only_skipped(outcomes, tmp_path: Path):
 def test_an_unknown_part_is_one_sentence(capsys):
     assert gpu_check.main(["--parts", "agreement,everything"]) == 2
     assert "no part 'everything'; accepted: agreement, flips" in capsys.readouterr().err
-
-
-def test_a_card_becomes_the_name_of_a_file():
-    assert machine.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-    assert machine.slug("CPU, 2 cores") == "cpu-2-cores"
-
-
-def test_the_commit_is_unknown_where_neither_git_nor_the_environment_says_it(monkeypatch):
-    monkeypatch.delenv(machine.COMMIT_VARIABLE, raising=False)
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert machine.commit() == "unknown"
-    assert machine.describe_machine(CPU)["driver"] is None
-    monkeypatch.setenv(machine.COMMIT_VARIABLE, "abc")
-    assert machine.commit() == "abc"
-
-
-def test_a_floor_is_the_larger_of_two_times():
-    rates = Rates(moved=100.0, flops=1000.0)
-    assert rates.floor(Work(50, 100)) == (500, "memory")
-    assert rates.floor(Work(50, 1000)) == (1000, "compute")
-    assert Work(1, 2) + Work(3, 4) == Work(4, 6)
-    assert rates.beside(750, Work(50, 100)) == {"ms": 750, "floor_ms": 500, "bound": "memory", "ratio": 1.5}
-    assert rates.beside(750, None) == {"ms": 750}
-
-
-def test_a_median_is_taken_of_rounds_after_one_to_warm_up():
-    called = []
-    assert median_ms(CPU, lambda: called.append(1), calls=3, repeats=2) >= 0
-    assert len(called) == 9
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    assistant = random_assistant(TINY.first_language_model, TINY.clip)
-    assistant.encoder.tower.load_text_encoder()
-    return assistant
-
-
-def counted_flops(work) -> int:
-    # The products of attention are seen one by one where it is not fused.
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-    ):
-        work()
-    return counter.get_total_flops()
-
-
-def test_the_work_of_the_vision_encoder_is_what_pytorch_counts(tiny):
-    tower = tiny.encoder.tower
-    pixels = torch.randn(2, 3, 140, 140)
-    work = stage_work.vision_work(tower, 2)
-    assert work.flops == counted_flops(lambda: tower.encode(pixels))
-    weights = sum(weight.nbytes for weight in tower.vision_tower.vision_model.parameters())
-    assert work.moved == weights + 2 * 4 * (pixels[0].numel() + 100 * 32)
-
-
-def test_the_work_of_the_text_encoder_is_what_pytorch_counts_without_the_masked_half(tiny):
-    tower = tiny.encoder.tower
-    text = "What is it?"
-    length = len(tower.load_text_encoder().tokenizer(text)["input_ids"])
-    tower.clear_text_cache()
-    masked = stage_work.attention_flops(2, 32, length**2 - stage_work.causal_pairs(length))
-    assert stage_work.text_work(tower, [length]).flops + masked == counted_flops(
-        lambda: tower.encode_texts([text])
-    )
-
-
-def test_the_work_of_the_language_model_is_what_pytorch_counts_without_the_masked_half(tiny):
-    model, length = tiny.model, 20
-    batch = pad([torch.randn(length, 64)] * 2, [torch.zeros(length)] * 2)
-    masked = 2 * stage_work.attention_flops(2, 64, length**2 - stage_work.causal_pairs(length))
-    work = stage_work.prefill_work(model, [length] * 2)
-    rotary = counted_flops(lambda: model.model.rotary_emb(batch.embeddings, batch.position_ids))
-    assert work.flops + masked + rotary == counted_flops(
-        lambda: model(inputs_embeds=batch.embeddings, logits_to_keep=1)
-    )
-    step = stage_work.decode_work(model, [length] * 2)
-    assert (
-        step.flops == work.flops - stage_work.prefill_work(model, [length - 1] * 2).flops + 2 * 2 * 64 * 1000
-    )
-    weights = stage_work.weight_bytes(model.model.layers, model.lm_head)
-    assert step.moved == weights + 2 * length * 2 * 2 * 64 * 4
-
-
-def test_the_work_of_the_projector_is_what_pytorch_counts(tiny):
-    projector = tiny.model.model.mm_projector
-    work = stage_work.projector_work(projector, 5, 32 + 64, 4)
-    assert work.flops == counted_flops(lambda: projector(torch.randn(5, 32)))
-    assert work.moved == stage_work.weight_bytes(projector) + 4 * 5 * (32 + 64)
 
 
 def test_what_does_not_fit_is_one_row_and_the_next_one_runs():
@@ -362,14 +262,14 @@ def test_all_reference_cases_agree_on_a_cpu_in_float32():
 def test_the_tables_in_the_docs_are_what_the_command_makes_of_the_committed_results():
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     text = tables.generated(sorted((ROOT / "docs" / "benchmarks").glob("*.json")))
-    assert page == tables.put_between_marks(page, text)
+    assert page == results.put_between_marks(page, text)
 
 
 def test_tables_are_put_between_the_marks_of_a_page(tmp_path: Path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     assert tables.main(["--into", str(page)]) == 0
-    assert page.read_text() == f"before\n{tables.BEGIN}\n\nNot measured yet.\n\n{tables.END}\nafter\n"
+    assert page.read_text() == f"before\n{results.BEGIN}\n\nNot measured yet.\n\n{results.END}\nafter\n"
     page.write_text("no marks")
     assert tables.main(["--into", str(page)]) == 2
     assert "the page has no" in capsys.readouterr().err

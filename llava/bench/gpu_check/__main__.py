@@ -7,16 +7,15 @@ import shlex
 import sys
 from argparse import ArgumentTypeError
 from datetime import datetime, timezone
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.machine import describe_machine, slug
 from llava.bench.gpu_check.parts import PARTS, Part
 from llava.bench.gpu_check.sizes import SIZES
 from llava.bench.gpu_check.supervise import run_part
 from llava.bench.gpu_check.tables import SCHEMA, tables
-from llava.errors import UserError
+from llava.bench.machine import describe_machine, slug
+from llava.bench.results import free_path, write_results
 from llava.model.placement import parse_device
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
@@ -69,31 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part.name} ...", flush=True)
         found = run_part(part, options.size, str(device))
         document["parts"][part.name] = found
-        _write(document, path)
+        write_results(path, json.dumps(document, indent=1) + "\n", tables(document))
         message = f": {found['message']}" if "message" in found else ""
         print(f"{part.name} {found['status']} in {found['seconds']} s{message}", flush=True)
     print(f"written: {path} and {path.with_suffix('.md')}")
     return int(any(found["status"] in BAD for found in document["parts"].values()))
-
-
-def free_path(folder: Path, name: str) -> Path:
-    """Return a file for results that overwrites none of the same day."""
-    numbered = (folder / f"{name}{'' if number == 1 else f'-{number}'}.json" for number in count(1))
-    return next(path for path in numbered if not path.exists())
-
-
-def _write(document: dict[str, Any], path: Path) -> None:
-    """Write results and their tables.
-
-    Raises:
-        UserError: If they cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(tables(document), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the results could not be written to {path.parent}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

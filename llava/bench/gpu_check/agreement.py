@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava.assistant import Assistant
-from llava.bench.gpu_check.machine import ROOT
 from llava.bench.gpu_check.parts import Row, SkippedError, UnmetError
 from llava.bench.gpu_check.sizes import Size
+from llava.bench.machine import ROOT
 from llava.messages import Request
 from llava.mm_utils import tokenizer_image_token
 

@@ -7,7 +7,6 @@ seconds and the peak of its memory.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from llava.assistant import Assistant, bundled_checkpoint
 from llava.bench.gpu_check.parts import CLIP_BYTES, Row, release, require_bytes, require_memory
 from llava.bench.gpu_check.sizes import Size
+from llava.bench.memory import peak_host_bytes
 from llava.bench.random_clip import write_random_clip
 from llava.bench.random_llava import language_model_bytes, random_language_model
 from llava.engine.stopwatch import Stopwatch
@@ -86,15 +86,6 @@ def load_apart(checkpoint: Path, device: torch.device) -> dict[str, float]:
     command = [sys.executable, "-m", __name__, str(checkpoint), str(device)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_host_bytes() -> int:
-    """Return the most memory that this process has had, weights that are mapped from files included."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose other figure counts the process that started this one
-        (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(arguments: list[str]) -> None:

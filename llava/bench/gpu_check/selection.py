@@ -8,7 +8,7 @@ from statistics import mean
 import torch
 
 from llava.assistant import Assistant
-from llava.bench.gpu_check.floors import median_ms
+from llava.bench.floors import median_ms
 from llava.bench.gpu_check.parts import Row, UnmetError, require_bfloat16
 from llava.bench.gpu_check.sizes import Size
 from llava.bench.gpu_check.synchronisations import count_synchronisations

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava.bench.random_clip import VIT_L_14_336
-from llava.bench.random_llava import LANGUAGE_MODELS
+from llava.bench.model_sizes import LANGUAGE_MODELS, TINY_CLIP, TINY_LANGUAGE_MODEL, VIT_L_14_336
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +67,8 @@ FULL = Size(
 )
 
 TINY = Size(
-    clip={
-        "projection_dim": 16,
-        "vision_config": {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
-            **{"image_size": 140, "patch_size": 14, "projection_dim": 16},
-        },
-        "text_config": {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "projection_dim": 16},
-        },
-    },
-    language_models={
-        "tiny": {
-            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-            **{"num_attention_heads": 4, "vocab_size": 1000},
-        }
-    },
+    clip=TINY_CLIP,
+    language_models={"tiny": TINY_LANGUAGE_MODEL},
     batches=(1, 2),
     repeats=1,
     calls=2,

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.machine import ROOT
 from llava.bench.gpu_check.parts import Part
 from llava.bench.gpu_check.sizes import SIZES
+from llava.bench.machine import ROOT
 
 OUTPUT_LINES = 12  # of what a process said that died without a word about why
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llava.bench.gpu_check.machine import ROOT
+from llava.bench.machine import ROOT
 
 SIGN = "called a synchronizing CUDA operation"
 

@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.inference import FIRST_TOKEN
 from llava.bench.gpu_check.parts import PARTS, Row
-from llava.errors import UserError
+from llava.bench.results import read_json, show
+from llava.bench.stages import FIRST_TOKEN
 from llava.markdown import markdown_table
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
 
 SCHEMA = 1
-BEGIN, END = "<!-- generated from docs/benchmarks -->", "<!-- end -->"
 NOTHING = "Not measured yet.\n"
 ABSENT = "-"
 BASELINE = "none"
@@ -262,39 +260,12 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 }
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a file of results.
-
-    Raises:
-        UserError: If it is none of this version.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as results: {error}") from error
-    found = document.get("schema") if isinstance(document, dict) else None
-    if found != SCHEMA:
-        raise UserError(f"{path} has results of schema {found!r}; accepted: {SCHEMA}")
-    return document
-
-
 def generated(paths: Sequence[Path]) -> str:
     """Return the tables of all runs, the newest first."""
-    documents = sorted(map(read_results, paths), key=lambda document: document["date"], reverse=True)
+    documents = sorted(
+        (read_json(path, SCHEMA) for path in paths), key=lambda document: document["date"], reverse=True
+    )
     return "\n".join(map(tables, documents)) or NOTHING
-
-
-def put_between_marks(page: str, text: str) -> str:
-    """Return a page with a text between its marks.
-
-    Raises:
-        UserError: If it has no marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"the page has no {BEGIN} and {END} for the tables")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 @exit_on_user_error
@@ -304,15 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="results of scripts/gpu_check.sh")
     parser.add_argument("--into", type=Path, help="page with marks, such as docs/gpu.md")
     options = parser.parse_args(arguments)
-    text = generated(options.files)
-    if options.into is None:
-        print(text, end="")
-        return
-    try:
-        page = options.into.read_text(encoding="utf-8")
-        options.into.write_text(put_between_marks(page, text), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{options.into} cannot be written: {error.strerror}") from error
+    show(generated(options.files), options.into)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from llava.bench.gpu_check.machine import ROOT
 from llava.bench.gpu_check.parts import OUT_OF_MEMORY, SkippedError, UnmetError, find_run
 from llava.bench.gpu_check.sizes import SIZES
+from llava.bench.machine import ROOT
 
 TRACEBACK_LINES = 12
 

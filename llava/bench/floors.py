@@ -70,7 +70,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype, copy_mib: int, side:
         copy_mib: MiB that are copied; more than the caches of the device.
         side: Of the matrices.
     """
-    return Rates(_copy_rate(device, dtype, copy_mib), _product_rate(device, dtype, side))
+    return Rates(_copy_rate(device, dtype, copy_mib), product_rate(device, dtype, side))
 
 
 def _copy_rate(device: torch.device, dtype: torch.dtype, mib: int) -> float:
@@ -80,9 +80,17 @@ def _copy_rate(device: torch.device, dtype: torch.dtype, mib: int) -> float:
     return 1000 * 2 * source.nbytes / milliseconds
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int = RATE_REPEATS) -> float:
+    """Measure FLOPs per second of a product of two square matrices.
+
+    Args:
+        device: Where.
+        dtype: Of both.
+        side: Of both.
+        repeats: Rounds of several products, of which the median counts.
+    """
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    milliseconds = median_ms(device, lambda: left @ right, calls=CALLS, repeats=RATE_REPEATS)
+    milliseconds = median_ms(device, lambda: left @ right, calls=CALLS, repeats=repeats)
     return 1000 * 2 * side**3 / milliseconds
 
 

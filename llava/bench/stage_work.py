@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from llava.bench.gpu_check.floors import Work
+from llava.bench.floors import Work
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
@@ -21,7 +21,9 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 def linear_weights(module: nn.Module) -> int:
     """Return the elements of the weights of all linear layers; a position costs two operations for each."""
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+    # Not the stored elements, of which a byte of a quantized layer holds two.
+    linear = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
+    return sum(layer.in_features * layer.out_features for layer in linear)
 
 
 def attention_flops(layers: int, width: int, pairs: float) -> float:
@@ -35,7 +37,7 @@ def causal_pairs(positions: int) -> float:
 
 
 def vision_work(tower: CLIPVisionTower, batch: int) -> Work:
-    """Count the vision encoder for ``batch`` images."""
+    """Count the vision encoder for ``batch`` crops of images, of which most have one."""
     vision = tower.vision_tower.vision_model
     width, patches, itemsize = tower.hidden_size, tower.num_patches, tower.dtype.itemsize
     embedding = vision.embeddings.patch_embedding.weight.numel()

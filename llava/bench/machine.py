@@ -16,7 +16,7 @@ from llava import __version__
 from llava.eval.batch_size import free_bytes
 from llava.model.placement import choose_attention
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 COMMIT_VARIABLE = "GPU_CHECK_COMMIT"  # for copies of the repository without its history
 LIBRARIES = ("transformers", "accelerate", "peft", "flash-attn", "safetensors")
 
