@@ -244,6 +244,7 @@ def test_what_the_engine_raises_is_told_and_the_next_request_is_answered(
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
+    assistant.features.clear()
     with monkeypatch.context() as broken:
         broken.setattr(assistant.encoder.tower, "encode", fail)
         (chunk,) = ask(address, body)

@@ -466,7 +466,7 @@ def test_a_clip_named_from_here_is_found_from_elsewhere(command, monkeypatch: py
 def test_a_hub_id_stays_a_hub_id(
     command, checkpoint_copy, monkeypatch: pytest.MonkeyPatch, given: str | None
 ):
-    monkeypatch.setattr(checkpoint_files, "_download", lambda hub_id: CLIP)
+    monkeypatch.setattr(checkpoint_files, "_download", lambda *_: CLIP)
     base = checkpoint_copy(mm_vision_tower="somebody/clip")
     model = set_up(command("finetune", model_name_or_path=base, vision_tower=given)).model
     assert model.config.mm_vision_tower == "somebody/clip"
