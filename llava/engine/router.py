@@ -29,7 +29,7 @@ class Router:
         self._events: dict[int, deque[Event | RuntimeError]] = {}
 
     def submit(self, embeddings: Tensor, generation: Generation, prefix: tuple[int, ...] = ()) -> int:
-        """Add a request with its embeddings (L, H); see `Engine.submit`. Events are kept until they are taken."""
+        """Add a request with embeddings (L, H), see `Engine.submit`; events are kept until they are taken."""
         with self._condition:
             request = self._engine.submit(embeddings, generation, prefix)
             self._events[request] = deque()
