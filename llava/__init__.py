@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llava import terminal
+
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.engine.base import Generation
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
 __version__ = "0.1.0"
+
+if terminal.runs_a_command():  # before it imports what takes seconds, in which it may be interrupted
+    terminal.prepare_terminal()
 
 # Where each public name lives: it is imported on first use, so that `import llava` needs no torch.
 _HOMES = {

@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
+from llava.terminal import flush_output
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
@@ -23,6 +24,15 @@ class CommandParser(argparse.ArgumentParser):
         """
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process after ``--help`` or ``--version``, once that has been written.
+
+        Raises:
+            SystemExit: Always.
+        """
+        flush_output()
+        super().exit(status, message)
+
 
 def positive(text: str) -> int:
     """Read an option that counts things, of which there must be at least one.
@@ -33,6 +43,18 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid number; accepted: 1 or more")
     return int(text)
+
+
+def utf8(argument: str) -> str:
+    """Read an argument that is a text, as UTF-8 also where the locale knows ASCII alone.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not UTF-8.
+    """
+    try:
+        return argument.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{argument!r:.80} is not UTF-8") from None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
