@@ -233,6 +233,7 @@ def tokenizer_image_token(
 
     Raises:
         ValueError: If ``return_tensors`` is anything else.
+        UserError: If the prompt holds what is no character.
     """
     ids, _ = ids_and_spans(prompt, tokenizer)
     if image_token_index != IMAGE_TOKEN_INDEX:
