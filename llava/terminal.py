@@ -6,6 +6,7 @@ Only for processes that are commands of this package: the streams and signals of
 import codecs
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def runs_a_command() -> bool:
 
 def prepare_terminal() -> None:
     """Make Ctrl-C end this process without a traceback, and let its standard streams fail with a sentence."""
+    hush_bitsandbytes()
     is_main_thread = threading.current_thread() is threading.main_thread()
     if is_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
@@ -64,6 +66,15 @@ def prepare_terminal() -> None:
             sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
     sys.stdout = _reopened(sys.stdout, _Output, _SPELLED_OUT)
     sys.stderr = _reopened(sys.stderr, _ErrorOutput, "backslashreplace")
+
+
+def hush_bitsandbytes() -> None:
+    """Let bitsandbytes say nothing but errors.
+
+    It warns when it is imported, which transformers' Trainer does, of kernels that it can do without, and at
+    every layer of every step of the type of its inputs.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager

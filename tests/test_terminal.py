@@ -151,6 +151,18 @@ def test_an_interrupt_in_the_imports_of_a_command_is_quiet(module: str, argument
     assert interrupt(module, *arguments) == (130, "")
 
 
+def test_what_bitsandbytes_can_do_without_is_nobodys_business():
+    program = (
+        "import logging; from llava.utils import exit_on_user_error\n"
+        "@exit_on_user_error\n"
+        "def main(): logging.getLogger('bitsandbytes.backends').warning('no kernels')\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
 def test_other_programs_keep_their_signals_and_streams():
     program = (
         "import signal, sys; before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)\n"

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
 from llava.errors import UserError
+from llava.terminal import hush_bitsandbytes
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,7 @@ def choose_quantization(
         raise UserError("both 8-bit and 4-bit weights were asked for; choose one")
     if find_spec("bitsandbytes") is None:
         raise UserError("8-bit and 4-bit weights need bitsandbytes: pip install 'llava[quant]'")
-    # It warns of the type of its inputs at every layer of every step, and of kernels that it can do without.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_bitsandbytes()
     return BitsAndBytesConfig(
         load_in_8bit=load_8bit,
         load_in_4bit=load_4bit,
