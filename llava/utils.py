@@ -28,6 +28,9 @@ character, and tokenizers fail on it."""
 # characters, which no terminal can show.
 _ACTING_ON_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# What is left out of an error that quotes a word, such as a path, of more than 300 characters.
+_LONG_WORD = re.compile(r"(?<=\S{200})\S{101,}")
+
 
 def process_rank() -> int:
     """Rank of this process among those that launched together; 0 when it runs alone."""
@@ -142,8 +145,8 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 def error_line(error: Exception) -> str:
-    """Return how an error is reported: one line, also where its sentence quotes a value with line breaks."""
-    return printable(f"error: {' '.join(str(error).split())}")
+    """Return how an error is reported: one line, also where its sentence quotes many lines or endless words."""
+    return printable(f"error: {_LONG_WORD.sub('...', ' '.join(str(error).split()))}")
 
 
 def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_Parameters, int]:
