@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llava import terminal
 from llava.factories import register_with_factories
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
 __version__ = "0.1.0"
+
+if terminal.runs_a_command():  # before it imports what takes seconds, in which it may be interrupted
+    terminal.prepare_terminal()
 
 # Where each public name lives: it is imported on first use, so that `import llava` needs no torch.
 _HOMES = {

@@ -40,6 +40,7 @@ from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduct
 from llava.model.placement import choose_placement
 from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
 from llava.model.prompt_model import LlavaPromptModel
+from llava.utils import check_characters
 
 SHAPES_CHECKPOINT = Path(__file__).parents[1] / "playground" / "shapes" / "checkpoints" / "llava-shapes"
 IMAGES_AT_ONCE = min(os.cpu_count() or 1, 16)  # that are read
@@ -361,11 +362,15 @@ class Assistant:
         """
         template = self.template if request.template is None else find_template(request.template)
         text, words = self._rendered(request, template)
+        if request.clip_text is not None:
+            words = request.clip_text
+        for written in (text, words):
+            check_characters(written, "the question")
         self.engine.check(request.generation)
         stop = dict.fromkeys(filter(None, (*request.generation.stop, template.ends[1])))
         return _Prompt(
             text=text,
-            clip_text=words if request.clip_text is None else request.clip_text,
+            clip_text=words,
             images=request.images,
             reducer=self._reducer(request),
             generation=replace(request.generation, stop=tuple(stop)),

@@ -26,8 +26,8 @@ class Command:
 
 
 COMMANDS = (
-    Command("ask", "ask one question about an image", "llava.ask"),
-    Command("chat", "have a conversation about an image", "llava.serve.cli"),
+    Command("ask", "ask one question, mostly about an image", "llava.ask"),
+    Command("chat", "have a conversation, mostly about an image", "llava.serve.cli"),
     Command("eval", "evaluate a model on benchmarks", "llava.eval.command"),
     Command("bench", "measure what answers cost, stage by stage", "llava.bench.command"),
     Command("serve", "answer over HTTP, as OpenAI's interface does", "llava.serve.api_server"),

@@ -241,6 +241,7 @@ def tokenizer_image_token(
     Raises:
         UserError: If the prompt is no text.
         ValueError: If ``return_tensors`` is anything else.
+        UserError: If the prompt holds what is no character.
     """
     if not isinstance(prompt, str):
         raise UserError(f"the prompt is {type(prompt).__name__}; accepted: str")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.errors import UserError
+from llava.terminal import flush_output
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
@@ -23,6 +24,15 @@ class CommandParser(argparse.ArgumentParser):
             UserError: Always.
         """
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process after ``--help`` or ``--version``, once that has been written.
+
+        Raises:
+            SystemExit: Always.
+        """
+        flush_output()
+        super().exit(status, message)
 
 
 def positive(text: str) -> int:
@@ -49,6 +59,18 @@ def mebibytes(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of MiB; accepted: 0 or more")
     return value
+
+
+def utf8(argument: str) -> str:
+    """Read an argument that is a text, as UTF-8 also where the locale knows ASCII alone.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not UTF-8.
+    """
+    try:
+        return argument.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{argument!r:.80} is not UTF-8") from None
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, with_reduction: bool = True) -> None:

@@ -22,6 +22,7 @@ from llava.errors import MissingFileError, UserError
 from llava.internals import added_token, added_token_ids, split_at_added_tokens
 from llava.model.checkpoint_configs import TOKEN_ID, TOKENIZER_KEYS, pick
 from llava.model.checkpoint_files import MAX_JSON_BYTES, check_size, own_file, read_config, resolve_folder
+from llava.utils import check_characters
 
 VOCABULARY_FILE = "tokenizer.model"
 # The other vocabularies are CLIP's, or say all of a tokenizer.
@@ -239,7 +240,11 @@ def ids_and_spans(
         Ids, with one ``IMAGE_TOKEN_INDEX`` where every ``<image>`` stood and the tokenizer's beginning of a
         sequence in front if it adds one, and their spans as `pieces_with_spans` gives them, empty for those
         two.
+
+    Raises:
+        UserError: If the prompt holds what is no character.
     """
+    check_characters(prompt, "the prompt")
     opens_with_bos = tokenizer.bos_token_id is not None and (
         tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     )

@@ -15,16 +15,23 @@ from typing import Any, ParamSpec, TypeVar
 
 from llava.constants import LOGDIR
 from llava.errors import UserError
+from llava.terminal import INTERRUPTED_EXIT_CODE, OutputError, flush_output, interruptible, prepare_terminal
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 USER_ERROR_EXIT_CODE = 2
-INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: what JSON may write, and what Python makes of bytes that are not UTF-8. It is no
+character, and tokenizers fail on it."""
 
 # Control characters but line feed and tab, marks that turn the direction of text around, and halves of
 # characters, which no terminal can show.
 _ACTING_ON_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# What is left out of an error that quotes a word, such as a path, of more than 300 characters.
+_LONG_WORD = re.compile(r"(?<=\S{200})\S{101,}")
 
 
 def process_rank() -> int:
@@ -81,6 +88,23 @@ def printable_json(text: str) -> str:
     return _ACTING_ON_TERMINALS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def check_characters(text: str, name: str) -> None:
+    """Refuse a text that no tokenizer reads.
+
+    Args:
+        text: What was written.
+        name: What the error calls it.
+
+    Raises:
+        UserError: If it holds something that is no character.
+    """
+    if half := HALF_PAIR.search(text):
+        raise UserError(
+            f"{name} holds {half[0]!r}, which is no character: a byte that is not UTF-8, or half of a "
+            "surrogate pair"
+        )
+
+
 class _PrintableFormatter(logging.Formatter):
     """Formats log records for a terminal; see `printable`."""
 
@@ -122,6 +146,11 @@ def setup_logging(level: int = logging.INFO) -> None:
     )
 
 
+def error_line(error: Exception) -> str:
+    """Return how an error is reported: one line, also where it quotes many lines or endless words."""
+    return printable(f"error: {_LONG_WORD.sub('...', ' '.join(str(error).split()))}")
+
+
 def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_Parameters, int]:
     """Turn a command's main into one that reports a user's mistake in one line instead of a traceback.
 
@@ -135,23 +164,23 @@ def exit_on_user_error(command: Callable[_Parameters, int | None]) -> Callable[_
 
     @functools.wraps(command)
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> int:
+        if command.__module__ == "__main__":
+            prepare_terminal()
         if logging.lastResort is not None:  # shows warnings of commands that set up no logging
             logging.lastResort.setFormatter(_PrintableFormatter("%(message)s"))
         try:
-            code = command(*args, **kwargs) or 0
-            sys.stdout.flush()  # so that a reader who went away is noticed here
-            return code
-        except UserError as error:
-            # A message may quote a value that holds line breaks; the report stays one line.
-            print(printable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
+            with interruptible():
+                code = command(*args, **kwargs) or 0
+                flush_output()  # so that what cannot be written is noticed here
+                return code
+        except (UserError, OutputError) as error:
+            if isinstance(error, OutputError) and error.reader_left:
+                return 0
+            print(error_line(error), file=sys.stderr)
             return USER_ERROR_EXIT_CODE
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return INTERRUPTED_EXIT_CODE
-        except BrokenPipeError:
-            # The reader (head, less) went away: no error of ours, but nothing more may be flushed there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
 
     return wrapped
 

@@ -98,16 +98,28 @@ def test_a_request_that_fails_yields_its_error_and_the_others_go_on(assistant, i
         ask("  ", image, id="e"),
         ask("<image> <image> what?", image, id="f"),
         ask("What?", image, template="nonsense", id="g"),
-        ask("What is it?", image, id="h"),
+        ask("Wh\udcfft?", image, token_reduction="TRIM:5", id="h"),
+        ask("What?", image, clip_text="\ud83d", id="i"),
+        ask("What is it?", image, id="j"),
     ]
     results = list(assistant.answer_all(requests, batch_size=3))
-    assert [result.id for result in results] == list("abcdefgh")
-    assert [type(result) for result in results] == [Answer, *[Failure] * 6, Answer]
+    assert [result.id for result in results] == list("abcdefghij")
+    assert [type(result) for result in results] == [Answer, *[Failure] * 8, Answer]
     assert results[0].text == results[-1].text == assistant.answer("What is it?", image, SHORT).text
     reasons = [str(result.error) for result in results[1:-1]]
     for reason, words in zip(
         reasons,
-        ["not an image", "disk on fire", "reads at most", "empty", "2 <image> placeholders", "'nonsense'"],
+        [
+            *[
+                "not an image",
+                "disk on fire",
+                "reads at most",
+                "empty",
+                "2 <image> placeholders",
+                "'nonsense'",
+            ],
+            *[r"'\udcff', which is no character", r"'\ud83d', which is no character"],
+        ],
         strict=True,
     ):
         assert words in reason

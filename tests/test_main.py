@@ -37,8 +37,8 @@ class FakeAssistant:
         )
         self.reply = Answer("A réd star.", cost, (torch.from_numpy(kept),), "stop")
 
-    def answer(self, question: str, image: Image.Image, options: Any):
-        self.asked.append((question, image.size, options))
+    def answer(self, question: str, image: Image.Image | None, options: Any):
+        self.asked.append((question, None if image is None else image.size, options))
         return self.reply
 
 
@@ -70,6 +70,20 @@ def test_ask_prints_the_answer_and_one_line_of_cost(
         "vision 12 ms, reduction 0.5 ms, prefill 20 ms, decode 32 ms (3 tokens)\n"
     )
     assert output.err == ""
+
+
+def test_a_question_without_an_image_is_answered_without_words_about_images(
+    assistant: FakeAssistant, capsys: pytest.CaptureFixture[str]
+):
+    from dataclasses import replace
+
+    cost = replace(assistant.reply.cost, patches=0, visual_tokens=0, vision_ms=0.0, reduction_ms=0.0)
+    assistant.reply = replace(assistant.reply, cost=cost, kept=())
+    assert main(["ask", "What is it?"]) == 0
+    ((question, size, _),) = assistant.asked
+    assert (question, size) == ("What is it?", None)
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("A réd star.\nprefill 20 ms, decode 32 ms (3 tokens)\n", "")
 
 
 def test_ask_prints_the_same_as_one_json_object(
@@ -105,8 +119,9 @@ def test_ask_writes_the_kept_patches(assistant: FakeAssistant, picture: str, tmp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "the following arguments are required: question, --image"),
-        (["What?"], "the following arguments are required: --image"),
+        ([], "the following arguments are required: question"),
+        (["What?", "--show-kept", "kept.png"], "--show-kept draws on the image, and there is none"),
+        (["--image", "PICTURE", "Wh\udcfft?"], r"'Wh\udcfft?' is not UTF-8"),
         (["--image", "PICTURE"], "the following arguments are required: question"),
         (["--image", "PICTURE", " "], "the question is empty"),
         (["--image", "nowhere.png", "What?"], "there is no image file nowhere.png"),
@@ -180,7 +195,7 @@ def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPat
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 2
-    assert "ask one question about an image" in capsys.readouterr().err
+    assert "ask one question, mostly about an image" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -8,7 +8,7 @@ from llava.assistant import Assistant
 from llava.engine import vllm_engine
 from llava.engine.vllm_engine import VllmOptions
 from llava.errors import UserError
-from llava.options import CommandParser, add_engine_options, read_vllm_options
+from llava.options import CommandParser, add_engine_options, read_vllm_options, utf8
 
 
 def read(*flags):
@@ -60,3 +60,17 @@ def test_without_vllm_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None if name == "vllm" else find(name))
     with pytest.raises(UserError, match=r"needs vLLM, .*: pip install 'llava\[vllm\]'"):
         Assistant.load(device="cpu", vllm=VllmOptions())
+
+
+@pytest.mark.parametrize("written", ["Was ist das für ein Stern? 👍🏽", ""])
+def test_texts_are_utf8_in_every_locale(written):
+    assert utf8(written) == written
+    assert utf8(written.encode().decode("ascii", "surrogateescape")) == written  # as LC_ALL=C hands it over
+
+
+@pytest.mark.parametrize("written", ["Wh\udcfft", "\ud83d"])
+def test_a_text_that_is_not_utf8_is_refused(written):
+    parser = CommandParser()
+    parser.add_argument("question", type=utf8)
+    with pytest.raises(UserError, match="argument question: 'W?h?.*' is not UTF-8"):
+        parser.parse_args([written])

@@ -41,6 +41,17 @@ def test_a_user_error_becomes_one_line_and_exit_code_2(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: no such thing\n"
 
 
+def test_an_error_quotes_no_endless_word(capsys: pytest.CaptureFixture[str]):
+    @exit_on_user_error
+    def main(length: int):
+        raise UserError(f"there is no file {'x' * length} here")
+
+    assert main(300) == main(5000) == 2
+    short, long = capsys.readouterr().err.splitlines()
+    assert short == f"error: there is no file {'x' * 300} here"
+    assert long == f"error: there is no file {'x' * 200}... here"
+
+
 def test_exit_codes_pass_through():
     assert exit_on_user_error(lambda: None)() == 0
     assert exit_on_user_error(lambda: 3)() == 3

@@ -28,6 +28,7 @@ from llava.data.records import (
     find_problems,
     has_images,
     image_path,
+    misplaced_image,
     name_record,
     read_records,
 )
@@ -124,10 +125,8 @@ def find_remarks(records: Sequence[Record], right: Sequence[int]) -> dict[str, l
 def _remarks(record: Record, ids: set[str]) -> Iterator[str]:
     """Say what is odd about a record, given the ids of those before it."""
     speakers = {turn["from"] for turn in record["conversations"] if DEFAULT_IMAGE_TOKEN in turn["value"]}
-    if "image" in record and not speakers:
-        yield f"Image shown by no turn (no {DEFAULT_IMAGE_TOKEN}), so never seen"
-    if "image" not in record and speakers:
-        yield f"{DEFAULT_IMAGE_TOKEN} without an image, read as text"
+    if remark := misplaced_image(record):
+        yield remark
     if "image" in record and ROLES[1] in speakers:
         yield f"{DEFAULT_IMAGE_TOKEN} inside an answer"
     if record.get("id") is not None and repr(record["id"]) in ids:

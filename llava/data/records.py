@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import os
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +18,11 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.errors import MissingFileError, UserError
 from llava.train.preprocess import ROLES, Turn, alternating_turns, render
-from llava.utils import process_rank
+from llava.utils import HALF_PAIR, check_characters, process_rank
 
 logger = logging.getLogger(__name__)
 
 CHECK_COMMAND = "python -m llava.data.check_data"
-HALF_PAIR = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair: JSON may write it, but it is no character, and tokenizers fail on it."""
 
 Record = dict[str, Any]
 """``conversations`` (a list of turns), and optionally ``id`` and ``image`` (below the image folder)."""
@@ -105,6 +103,8 @@ def check_records(
 ) -> None:
     """Make sure that every record can become a sample; images are only opened in training.
 
+    Warns of images that no turn shows, and of turns that show one where there is none.
+
     Args:
         records: Of one data file.
         image_folder: Where their images lie.
@@ -121,12 +121,34 @@ def check_records(
         error = MissingFileError if fatal[0].fault is Fault.MISSING else UserError
         others = f" (and {len(fatal) - 1:,} more; {CHECK_COMMAND} lists all bad records)" if fatal[1:] else ""
         raise error(f"{why_not_skipped(fatal, on_bad_image)}{fatal[0].sentence}{others}")
-    if problems and process_rank() == 0:
+    if process_rank() != 0:
+        return
+    if problems:
         logger.warning(
             "records left out because their images are missing: %d; the first: %s",
             len(problems),
             problems[0].sentence,
         )
+    left_out = {problem.index for problem in problems}
+    odd: dict[str, list[str]] = defaultdict(list)
+    for index, record in enumerate(records):
+        if index not in left_out and (remark := misplaced_image(record)):
+            odd[remark].append(name_record(record, index))
+    for remark, names in odd.items():
+        logger.warning("%s: %d of %d records; the first: %s", remark, len(names), len(records), names[0])
+
+
+def misplaced_image(record: Record) -> str | None:
+    """Say what is odd about where a record whose turns are right shows its image, if anything is.
+
+    It is trained on nevertheless, as LLaVA does.
+    """
+    is_shown = any(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in record["conversations"])
+    if "image" in record and not is_shown:
+        return f"Image shown by no turn (no {DEFAULT_IMAGE_TOKEN}), so never seen"
+    if "image" not in record and is_shown:
+        return f"{DEFAULT_IMAGE_TOKEN} without an image, read as text"
+    return None
 
 
 def fatal_problems(problems: Sequence[Problem], records: Sequence[Any], on_bad_image: str) -> list[Problem]:
@@ -254,8 +276,7 @@ def _check_turns(record: Any, template: Conversation) -> None:
             raise UserError(
                 f"a turn is {turn!r:.80}; expected 'from' ({' or '.join(ROLES)}) and 'value', a text"
             )
-        if half := HALF_PAIR.search(turn["value"]):
-            raise UserError(f"a turn holds {half[0]!r}, half of a surrogate pair, which is not a character")
+        check_characters(turn["value"], "a turn")
     spoken = alternating_turns(turns)
     if not spoken:
         raise UserError("it has no turn of 'human'")

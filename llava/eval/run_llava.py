@@ -15,6 +15,7 @@ from llava.options import (
     add_model_options,
     load_assistant,
     read_generation,
+    utf8,
 )
 from llava.utils import exit_on_user_error, printable
 
@@ -26,23 +27,12 @@ def load_images(image_files: Sequence[str]) -> list[Image.Image]:
     return [load_image_or_url(name) for name in image_files]
 
 
-def image_parser(args: Any) -> list[str]:
-    """Return the names of the images that ``args.image_file`` joins by ``args.sep``.
-
-    Raises:
-        UserError: If ``sep`` is empty.
-    """
-    if not args.sep:
-        raise UserError("--sep is empty; it joins the names of several images, such as a comma")
-    return args.image_file.split(args.sep)
-
-
 def eval_model(args: Any) -> None:
-    """Ask one question about one or several images and print the answer.
+    """Ask one question about any number of images and print the answer.
 
     Args:
         args: Any object with LLaVA's attributes ``model_path``, ``model_base``, ``query``, ``conv_mode``,
-            ``image_file`` (paths or URLs joined by ``sep``), ``sep``, ``temperature``, ``top_p``,
+            ``image_file`` (paths or URLs joined by ``sep``, or None), ``sep``, ``temperature``, ``top_p``,
             ``num_beams`` and ``max_new_tokens``; ``model_name`` is ignored, as the checkpoint's files say
             what it is. The attributes of ``llava.options.add_model_options`` are used where present.
 
@@ -61,6 +51,27 @@ def eval_model(args: Any) -> None:
     print(printable(result.text))
 
 
+def image_parser(args: Any) -> list[str]:
+    """Return the names in ``image_file``, without blanks around them; none if it is missing.
+
+    Args:
+        args: See `eval_model`.
+
+    Raises:
+        UserError: If a name or what joins them is empty.
+    """
+    if not args.sep:
+        raise UserError("--sep is empty; it joins the names of several images, such as a comma")
+    if args.image_file is None:
+        return []
+    names = [name.strip() for name in args.image_file.split(args.sep)]
+    if not all(names):
+        raise UserError(
+            f"--image-file is {args.image_file!r}; expected names joined by {args.sep!r}, none of them empty"
+        )
+    return names
+
+
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``eval_model`` on the arguments of a command line.
@@ -74,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="python -m llava.eval.run_llava", description="Ask one question about images."
     )
-    parser.add_argument("--image-file", required=True, help="images (files or http(s) URLs), joined by --sep")
+    parser.add_argument("--image-file", help="images (files or http(s) URLs), joined by --sep")
     parser.add_argument(
-        "--query", required=True, help="the question; <image-placeholder> marks an image's place"
+        "--query", type=utf8, required=True, help="the question; <image-placeholder> marks an image's place"
     )
     parser.add_argument("--sep", default=",", help="what joins the images (default: a comma)")
     add_generation_options(parser, temperature=0.2, separator="_")

@@ -193,7 +193,7 @@ class LlavaMetaForCausalLM(ABC):
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
             position_ids: Returned as they are where nothing is spliced, else made anew.
-            attention_mask: Which ids are not padding, (B, L).
+            attention_mask: Which ids are not padding, (B, L); told by the padding's id if missing.
             past_key_values: Returned as they are.
             labels: (B, L), returned as None if missing.
             images: Pixels of all images in the order of their placeholders.
@@ -210,6 +210,8 @@ class LlavaMetaForCausalLM(ABC):
         """
         check_ids(input_ids)
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+            if attention_mask is None and past_key_values is None:
+                attention_mask = self.prompt_encoder.mask_of(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         batch = self.prompt_encoder.splice(
             input_ids,

@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 
 from llava.errors import UserError
+from llava.terminal import hush_bitsandbytes
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +69,36 @@ def hand_over(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.to(device=device, dtype=dtype, non_blocking=at_once)
 
 
+def devices_here() -> list[str]:
+    """Return the names of the devices that this machine computes on."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return ["cpu"]
+    count = max(torch.accelerator.device_count(), 1)  # not counted for every kind
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count))]
+
+
 def parse_device(name: str | torch.device | None) -> torch.device:
     """Read a device name; None is the best there is.
 
     Raises:
-        UserError: If the name is not a device, or the machine has no such device.
+        UserError: If the name is not a device, or the machine has no such device, or cannot use it.
     """
     if name is None:
         return best_device()
+    here = devices_here()
     try:
         device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # which holds nothing, and is on no machine
+    # A type alone is the first device of that type.
+    if f"{device.type}:{device.index or 0}" not in (*here, "cpu:0"):
+        raise UserError(f"device {str(name)!r:.80} is not on this machine; accepted here: {', '.join(here)}")
+    try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch asserts where it was built without a backend.
+    except RuntimeError as error:  # such as a GPU that another process has for itself
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {str(name)!r} cannot be used here ({reason}); accepted: cpu, cuda, cuda:N, mps"
-        ) from None
+        raise UserError(f"device {str(name)!r} cannot be used: {reason:.200}") from error
     return device
 
 
@@ -144,6 +158,7 @@ def choose_quantization(
         raise UserError("both 8-bit and 4-bit weights were asked for; choose one")
     if find_spec("bitsandbytes") is None:
         raise UserError("8-bit and 4-bit weights need bitsandbytes: pip install 'llava[quant]'")
+    hush_bitsandbytes()
     return BitsAndBytesConfig(
         load_in_8bit=load_8bit,
         load_in_4bit=load_4bit,

@@ -34,6 +34,7 @@ from llava.model.splice import (
     expand_labels,
     expand_placeholders,
     fill_placeholders,
+    find_padding,
     images_per_sample,
     match_texts,
     pad,
@@ -267,7 +268,7 @@ class PromptEncoder:
 
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
-            attention_mask: Which ids are not padding, (B, L); None if all are.
+            attention_mask: Which ids are not padding, (B, L); see `mask_of` if missing.
             labels: (B, L), or None.
             images: Pixels of all images in the order of their placeholders, or None for text alone.
             image_sizes: Width and height of the images in pixels; read for ``anyres`` only.
@@ -281,6 +282,8 @@ class PromptEncoder:
         check_ids(input_ids, attention_mask, labels)
         if images is not None:
             check_images(images)
+        if attention_mask is None:
+            attention_mask = self.mask_of(input_ids)
         rows = drop_padding(input_ids, attention_mask)
         label_rows = [
             row.new_full(row.shape, IGNORE_INDEX) if labels is None else kept
@@ -305,6 +308,22 @@ class PromptEncoder:
             for row_labels, row, indices, embeddings in zip(label_rows, rows, shown, embedded, strict=True)
         ]
         return pad(embedded, expanded_labels, side)
+
+    def mask_of(self, input_ids: Tensor) -> Tensor | None:
+        """Tell which ids of a batch are not padding, where the caller gave no mask, as transformers does.
+
+        Args:
+            input_ids: (B, L).
+
+        Returns:
+            True on what is not padding, (B, L); None if nothing is, or what pads also ends a text.
+        """
+        known = self._model.tokenizer
+        if known is None:
+            known = getattr(self._model, "generation_config", self.config)
+        pad_id, end = known.pad_token_id, known.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        return None if pad_id is None or pad_id in ends else find_padding(input_ids, pad_id)
 
     def _warn_of_unseen(self, images: int, shown: Sequence[range]) -> None:
         """Say once that images were given which no prompt shows.

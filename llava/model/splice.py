@@ -44,6 +44,24 @@ def drop_padding(rows: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
     return [row[mask] for row, mask in zip(rows, attention_mask.bool(), strict=True)]
 
 
+def find_padding(ids: Tensor, pad_id: int) -> Tensor | None:
+    """Tell padding from text by its id, for callers that give no mask.
+
+    Args:
+        ids: A batch, (B, L).
+        pad_id: Padding at the ends of a row; between other ids it is text, such as the unknown token, which
+            LLaVA pads with.
+
+    Returns:
+        True on what is not padding, (B, L); None if nothing is.
+    """
+    is_text = ids != pad_id
+    from_left = is_text.cumsum(dim=1) > 0
+    from_right = is_text.flip(1).cumsum(dim=1).flip(1) > 0
+    mask = (from_left & from_right) | ~is_text.any(dim=1, keepdim=True)
+    return None if bool(mask.all()) else mask
+
+
 def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
     """Say which images belong to which sample, in the order of their placeholders.
 

@@ -1,4 +1,4 @@
-"""A conversation about an image in the terminal: ``llava chat``, and LLaVA's ``python -m llava.serve.cli``.
+"""A conversation in the terminal: ``llava chat``, and LLaVA's ``python -m llava.serve.cli``.
 
 It works in a pipe as well: one question a line, until an empty line or the end of the input. Lines that begin
 with a slash are commands.
@@ -18,7 +18,7 @@ from llava.options import (
     load_assistant,
     read_generation,
 )
-from llava.utils import exit_on_user_error, printable
+from llava.utils import error_line, exit_on_user_error, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +34,7 @@ load_image = load_image_or_url  # LLaVA's name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add LLaVA's arguments, and those that every command here has."""
     parser.add_argument(
-        "--image-file", "--image", required=True, metavar="FILE", help="the image: a file, or an http(s) URL"
+        "--image-file", "--image", metavar="FILE", help="what it is about: a file, or an http(s) URL"
     )
     parser.add_argument("--debug", action="store_true", help="show each turn's prompt and answer on stderr")
     add_generation_options(parser, temperature=0.2)
@@ -42,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Talk about one image until the user is done.
+    """Talk until the user is done.
 
     Raises:
         UserError: If the image, the model or a setting is not valid.
     """
-    image = load_image_or_url(options.image_file)
+    image = None if options.image_file is None else load_image_or_url(options.image_file)
     generation = read_generation(options)
     talk(load_assistant(options), image, generation, debug=options.debug)
 
@@ -62,31 +62,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: As `run`.
     """
-    parser = CommandParser(prog="python -m llava.serve.cli", description="Talk about an image.")
+    parser = CommandParser(prog="python -m llava.serve.cli", description="Have a conversation.")
     add_arguments(parser)
     run(parser.parse_args(argv))
 
 
 def talk(
-    assistant: "Assistant", image: "Image.Image", generation: "Generation", *, debug: bool = False
+    assistant: "Assistant", image: "Image.Image | None", generation: "Generation", *, debug: bool = False
 ) -> None:
-    """Answer one line of input after the other, as the tokens come, until an empty line or the end."""
+    """Take one line of input after the other until an empty one or the end; a wrong one ends nothing."""
     chat = assistant.chat(image)
-    human, model = chat.roles
-    while (question := read_line(f"{human}: ")) and question != QUIT:
-        if question.startswith("/"):
-            try:
-                chat = obey(question, chat, assistant)
-            except UserError as error:  # the conversation goes on as it was
-                print(printable(f"error: {error}"), file=sys.stderr)
-            continue
-        print(f"{model}: ", end="", flush=True)
+    while (line := read_line(f"{chat.roles[0]}: ")) and line != QUIT:
+        try:
+            if line.startswith("/"):
+                chat = obey(line, chat, assistant)
+            else:
+                answer(chat, line, generation, debug=debug)
+        except UserError as error:  # the conversation goes on as it was
+            print(error_line(error), file=sys.stderr)
+    print("exit...")
+
+
+def answer(chat: "Chat", question: str, generation: "Generation", *, debug: bool = False) -> None:
+    """Print the answer to a question as the tokens come.
+
+    Raises:
+        UserError: If it cannot be answered.
+    """
+    print(f"{chat.roles[1]}: ", end="", flush=True)
+    try:
         for piece in chat.stream(question, generation=generation):
             print(printable(piece), end="", flush=True)
+    finally:
         print(flush=True)
-        if debug:
-            print({"prompt": chat.prompt, "outputs": chat.answers[-1].text}, file=sys.stderr)
-    print("exit...")
+    if debug:
+        print({"prompt": chat.prompt, "outputs": chat.answers[-1].text}, file=sys.stderr)
 
 
 def obey(command: str, chat: "Chat", assistant: "Assistant") -> "Chat":

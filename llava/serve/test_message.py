@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.conversation import choose_template, find_template
-from llava.options import CommandParser, positive
+from llava.options import CommandParser, positive, utf8
 from llava.serve.protocol import GenerateRequest, add_controller_address, address_option
 from llava.serve.worker_client import WorkerClient, stream_answer
 from llava.utils import exit_on_user_error, printable
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model-name", help="which model to ask (default: the controller's first)")
     parser.add_argument("--max-new-tokens", type=positive, default=32, metavar="N", help="(default: 32)")
-    parser.add_argument("--message", default="What is a vision-language model?", help="what to ask")
+    parser.add_argument(
+        "--message", type=utf8, default="What is a vision-language model?", help="what to ask"
+    )
     options = parser.parse_args(argv)
     worker, model = options.worker_address, options.model_name or ""
     if worker is None:

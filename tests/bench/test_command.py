@@ -172,7 +172,7 @@ def test_two_results_are_compared(folder: Path, capsys):
         (["--random", "tiny", "--growth", "--reductions", "none"], "leave out --reductions or --growth"),
         (["--random", "tiny", "--images", "nowhere"], "no images in 'nowhere'"),
         (["--random", "tiny", "--dtype", "float8"], "'float8' is not a valid dtype"),
-        (["--random", "tiny", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--random", "tiny", "--device", "abacus"], "device 'abacus' is not on this machine"),
         (["--model-path", "nowhere/at/all"], "nowhere/at/all"),
         (["--compare", "a.json", "b.json"], "a.json cannot be read as results"),
     ],

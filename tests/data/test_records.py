@@ -74,7 +74,10 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ),
         ({"conversations": TURNS, "image": ["a.png"]}, "path of one image"),
         ({"conversations": TURNS, "image": "\ud800.png"}, "path of one image"),
-        ({"conversations": [{"from": "human", "value": "\ud83d"}]}, "'.ud83d', half of a surrogate pair"),
+        (
+            {"conversations": [{"from": "human", "value": "\ud83d"}]},
+            "'.ud83d', which is no character",
+        ),
     ],
 )
 def test_bad_records_are_named(record: Any, message: str):
@@ -185,6 +188,26 @@ def test_missing_images_can_be_skipped_with_a_warning(images: Path, caplog: pyte
     check_records(records, images, conv_templates["v1"], on_bad_image="skip")
     (warning,) = [record.message for record in caplog.records]
     assert warning.startswith("records left out because their images are missing: 2; the first: record 0: ")
+
+
+def test_images_that_no_turn_shows_are_said_before_training(images: Path, caplog: pytest.LogCaptureFixture):
+    asked = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    shown = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    records = [
+        {"image": "a.jpg", "conversations": shown},
+        {"id": "x", "image": "a.jpg", "conversations": asked},
+        {"image": "missing.jpg", "conversations": asked},
+        {"image": "a.jpg", "conversations": asked},
+        {"conversations": shown},
+        {"conversations": asked},
+    ]
+    check_records(records, images, conv_templates["v1"], on_bad_image="skip")
+    left_out, *warnings = [record.message for record in caplog.records]
+    assert left_out.startswith("records left out because their images are missing: 1;")
+    assert warnings == [
+        "Image shown by no turn (no <image>), so never seen: 2 of 6 records; the first: record 1 (id 'x')",
+        "<image> without an image, read as text: 1 of 6 records; the first: record 4",
+    ]
 
 
 def test_wrong_records_cannot_be_skipped(images: Path):

@@ -84,6 +84,19 @@ def test_several_pictures_and_their_places(assistant: FakeAssistant, pictures: l
     assert [read_image(image).size for image in question.images] == [(4, 4), (6, 6)]
 
 
+def test_blanks_around_names_are_no_part_of_them(assistant: FakeAssistant, pictures: list[str]):
+    run_llava.eval_model(documented_arguments(image_file=" , ".join(pictures)))
+    ((question, _),) = assistant.asked
+    assert [read_image(image).size for image in question.images] == [(4, 4), (6, 6)]
+
+
+def test_a_question_needs_no_image(assistant: FakeAssistant, capsys: pytest.CaptureFixture[str]):
+    assert run_llava.main(["--query", "What?"]) == 0
+    ((question, _),) = assistant.asked
+    assert (question.text, question.images) == ("What?", ())
+    assert (capsys.readouterr().out, capsys.readouterr().err) == ("A star.\n", "")
+
+
 def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant, pictures: list[str]):
     arguments = ["--model-path", "m", "--image-file", pictures[0], "--query", "What?"]
     assert run_llava.main(arguments) == 0
@@ -99,7 +112,13 @@ def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--query", "What?"], "required: --image-file"),
+        (["--image-file", "PICTURE"], "required: --query"),
+        (
+            ["--query", "What?", "--image-file", "PICTURE,"],
+            "names joined by ',', none of them empty",
+        ),
+        (["--query", "What?", "--image-file", ""], "--image-file is ''; expected names"),
+        (["--query", "Wh\udcfft?"], r"argument --query: 'Wh\udcfft?' is not UTF-8"),
         (["--query", "What?", "--image-file", "nowhere.png"], "there is no image file nowhere.png"),
         (["--query", "What?", "--image-file", "PICTURE", "--sep", ""], "--sep is empty"),
         (["--query", "What?", "--image-file", "PICTURE", "--top_p", "2"], "top_p is 2.0; accepted: above 0"),
@@ -109,5 +128,5 @@ def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant
 def test_a_wrong_command_line_is_refused(
     arguments: list[str], sentence: str, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    assert run_llava.main([pictures[0] if word == "PICTURE" else word for word in arguments]) == 2
+    assert run_llava.main([word.replace("PICTURE", pictures[0]) for word in arguments]) == 2
     assert sentence in capsys.readouterr().err

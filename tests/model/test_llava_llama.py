@@ -1,6 +1,7 @@
 """What code written for LLaVA does with the model must work, with the reducer on and no `texts` passed."""
 
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,34 @@ def test_a_padded_batch_answers_as_each_prompt_alone(side, parts):
         )
         assert together[i].tolist() == alone[0].tolist()
     assert together.shape[1] <= 8  # new tokens only
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_padding_is_no_text_where_no_mask_says_so(side, shown, parts):
+    tokenizer, model, pixels = parts
+    asked = [prompt(question) if shown else f"USER: {question} ASSISTANT:" for question in QUESTIONS]
+    ids, mask = batch_of(tokenizer, asked, side)
+    assert not mask.all()
+    options = {"images": pixels if shown else None, "do_sample": False, "max_new_tokens": 6}
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, attention_mask=mask, **options))
+    assert torch.equal(
+        model(ids, images=options["images"]).logits,
+        model(ids, images=options["images"], attention_mask=mask).logits,
+    )
+
+
+def test_padding_that_may_be_text_is_text(parts, monkeypatch):
+    tokenizer, model, _ = parts
+    ids, mask = batch_of(tokenizer, ["USER: Hello ASSISTANT:", "USER: A longer question? ASSISTANT:"])
+    assert torch.equal(model.prompt_encoder.mask_of(ids), mask.bool())
+    monkeypatch.setattr(model, "tokenizer", SimpleNamespace(pad_token_id=0, eos_token_id=0))
+    assert model.prompt_encoder.mask_of(ids) is None
+    monkeypatch.setattr(model, "tokenizer", None)
+    monkeypatch.setattr(model.generation_config, "pad_token_id", None)
+    assert model.prompt_encoder.mask_of(ids) is None
+    monkeypatch.setattr(model.generation_config, "pad_token_id", 0)
+    assert torch.equal(model.prompt_encoder.mask_of(ids), mask.bool())
 
 
 def test_prompts_with_and_without_image_in_one_batch(parts):

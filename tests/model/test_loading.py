@@ -233,13 +233,14 @@ def test_lora_with_base(checkpoint_copy, base, loaded):
 
 
 @pytest.mark.parametrize("bits", ["load_4bit", "load_8bit"])
-def test_quantized_models_answer_close_to_the_whole_one(bits, loaded):
+def test_quantized_models_answer_close_to_the_whole_one(bits, loaded, caplog):
     model = load(TINY_LLAVA, **{bits: True})[1]
     assert model.model.layers[0].self_attn.q_proj.weight.dtype in (torch.uint8, torch.int8)
     assert model.model.mm_projector[0].weight.dtype is torch.float32
     expected, found = logits(loaded[1]), logits(model)
     likeness = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
     assert likeness > 0.95
+    assert [record.message for record in caplog.records if record.name.startswith("bitsandbytes")] == []
 
 
 def test_both_quantizations_at_once_are_refused():
@@ -323,7 +324,7 @@ def test_an_unknown_keyword_is_a_type_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu0"}, "'gpu0'.*accepted: cpu, cuda"),
+        ({"device": "gpu0"}, "'gpu0' is not on this machine; accepted here: cpu"),
         ({"dtype": "int3"}, "'int3'.*accepted: float32"),
         ({"token_reduction": "TRIM:0"}, "accepted: 'none'"),
     ],
@@ -420,7 +421,32 @@ def test_defaults_of_types():
     assert parse_dtype(None, torch.device("cpu")) is torch.float32
     assert parse_dtype(None, torch.device("cuda")) is torch.float16
     assert parse_dtype("bf16", torch.device("cpu")) is torch.bfloat16
+
+
+def test_devices_are_those_of_this_machine(monkeypatch):
     assert parse_device("cpu") == torch.device("cpu")
+    assert parse_device("cpu:0") == torch.device("cpu:0")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: device)
+    assert parse_device("cuda") == torch.device("cuda")
+    assert parse_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    for absent in ("cuda:2", "mps", "xpu:0", "meta", "hpu", "vulkan", "nonsense", "cuda:-1", "", "x" * 5000):
+        with pytest.raises(
+            UserError, match="not on this machine; accepted here: cpu, cuda:0, cuda:1$"
+        ) as told:
+            parse_device(absent)
+        assert len(str(told.value)) < 200
+
+
+def test_a_device_that_gives_no_memory_is_one_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("all CUDA-capable devices are busy\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(UserError, match="^device 'cpu' cannot be used: all CUDA-capable devices are busy$"):
+        parse_device("cpu")
 
 
 def test_a_projector_trained_with_an_image_patch_token_loads_over_a_base_without_it(checkpoint_copy, base):

@@ -10,6 +10,7 @@ from llava.model.splice import (
     expand_labels,
     expand_placeholders,
     fill_placeholders,
+    find_padding,
     images_per_sample,
     match_texts,
     pad,
@@ -27,6 +28,25 @@ def test_placeholders_become_as_many_as_their_image_has_tokens():
         *[1, IMAGE, IMAGE, 5, IMAGE, IMAGE, IMAGE, 6]
     ]
     assert expand_placeholders(ids(1, 2), []).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        ([1, 5, 0, 0], [True, True, False, False]),
+        ([0, 0, 1, 5], [False, False, True, True]),
+        ([0, 1, IMAGE, 0], [False, True, True, False]),
+        ([0, 0, 0, 0], [True, True, True, True]),  # of which nothing would be left
+        ([1, 0, 5, 6], [True, True, True, True]),  # an unknown token in the text
+    ],
+)
+def test_padding_is_told_by_its_id_at_the_ends_of_a_row(row, kept):
+    mask = find_padding(torch.tensor([row, [0, 1, 2, 3]]), pad_id=0)
+    assert mask.tolist() == [kept, [False, True, True, True]]
+
+
+def test_a_batch_without_padding_has_no_mask():
+    assert find_padding(torch.tensor([[1, 2], [3, IMAGE]]), pad_id=0) is None
 
 
 def test_visual_tokens_are_never_learned():

@@ -30,16 +30,18 @@ class FakeChat:
         self.prompt += f"USER: {text} ASSISTANT:"
         self.options.append(generation)
         yield "You said "
+        if text == "worse":
+            raise UserError("2 <image> placeholders in the question, 1 images given")
         yield text
         self.answers.append(SimpleNamespace(text=f"You said {text}"))
 
 
 class FakeAssistant:
     def __init__(self) -> None:
-        self.chats: list[tuple[tuple[int, int], FakeChat]] = []
+        self.chats: list[tuple[tuple[int, int] | None, FakeChat]] = []
 
-    def chat(self, image: Image.Image) -> FakeChat:
-        self.chats.append((image.size, FakeChat()))
+    def chat(self, image: Image.Image | None) -> FakeChat:
+        self.chats.append((None if image is None else image.size, FakeChat()))
         return self.chats[-1][1]
 
 
@@ -91,12 +93,28 @@ def test_debugging_shows_the_prompt(
     assert len(assistant.chats) == 1
 
 
-@pytest.mark.usefixtures("assistant")
-def test_a_wrong_turn_ends_it_with_one_line(
-    picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("line", "said"), [("bad", ""), ("worse", "You said ")])
+def test_a_wrong_turn_is_said_and_the_conversation_goes_on(
+    line: str,
+    said: str,
+    assistant: FakeAssistant,
+    picture: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    assert talk(monkeypatch, "one\nbad\n", "--image-file", picture) == 2
-    assert capsys.readouterr().err == "error: 2 <image> placeholders in the question, 1 images given\n"
+    assert talk(monkeypatch, f"one\n{line}\ntwo\n", "--image-file", picture) == 0
+    ((_, chat),) = assistant.chats
+    assert [answer.text for answer in chat.answers] == ["You said one", "You said two"]
+    output = capsys.readouterr()
+    assert output.err == "error: 2 <image> placeholders in the question, 1 images given\n"
+    assert f"USER: ASSISTANT: {said}\nUSER: ASSISTANT: You said two\n" in output.out
+
+
+def test_a_conversation_may_begin_without_an_image(
+    assistant: FakeAssistant, picture: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert talk(monkeypatch, f"one\n/image {picture}\ntwo\n") == 0
+    assert [size for size, _ in assistant.chats] == [None, (6, 4)]
 
 
 def test_commands_change_image_and_reduction_and_end_it(
@@ -146,7 +164,10 @@ def test_a_command_that_does_not_serve_is_said_and_the_conversation_goes_on(
 @pytest.mark.usefixtures("assistant")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [([], "required: --image-file"), (["--image-file", "nowhere.png"], "there is no image file nowhere.png")],
+    [
+        (["one"], "unrecognized arguments: one"),
+        (["--image-file", "nowhere.png"], "there is no image file nowhere.png"),
+    ],
 )
 def test_a_wrong_command_line_is_refused(
     arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

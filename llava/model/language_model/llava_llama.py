@@ -70,7 +70,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
-            attention_mask: (B, L).
+            attention_mask: (B, L); told by the padding's id if missing.
             position_ids: (B, L).
             past_key_values: Cache of earlier positions; newer versions of transformers pass it as ``cache``.
             inputs_embeds: (B, T, H) instead of ids and images.
@@ -158,8 +158,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             images: Pixels of all images, (I, 3, height, width) or a list.
             image_sizes: Width and height of the images in pixels, for ``anyres``.
             texts: The question per image; read from the ids if missing.
-            **kwargs: ``attention_mask`` (B, L), or ``inputs_embeds`` (B, T, H) instead of ids, and
-                transformers' others.
+            **kwargs: ``attention_mask`` (B, L), told by the padding's id if missing, or ``inputs_embeds`` (B,
+                T, H) instead of ids, and transformers' others.
 
         Returns:
             The ids of the answers alone, (B, new tokens).

@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from llava.errors import UserError
 from llava.model.placement import hand_over
 from llava.model.splice import ImageText
+from llava.utils import check_characters
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class TextEncoder:
         neighbors.
 
         Raises:
-            UserError: If an image has no text.
+            UserError: If an image has no text, or a text holds what is no character.
         """
         per_image = [[text] if isinstance(text, str) else list(text) for text in texts]
         if not all(per_image):
@@ -78,6 +79,7 @@ class TextEncoder:
     def _encode(self, text: str) -> Tensor:
         """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
         limit = self.model.config.max_position_embeddings
+        check_characters(text, "a text for CLIP")
         ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > limit:
             self._warn_of_length(len(ids), limit)
