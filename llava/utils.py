@@ -145,7 +145,7 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 def error_line(error: Exception) -> str:
-    """Return how an error is reported: one line, also where its sentence quotes many lines or endless words."""
+    """Return how an error is reported: one line, also where it quotes many lines or endless words."""
     return printable(f"error: {_LONG_WORD.sub('...', ' '.join(str(error).split()))}")
 
 
