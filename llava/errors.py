@@ -1,5 +1,16 @@
 """Errors that a user can cause and can repair: one clear sentence each, never a traceback."""
 
+import reprlib
+from typing import Any
+
+_QUOTES = reprlib.Repr()
+_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother, _QUOTES.maxlong = 3, 240, 240, 80
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages quote it: the whole of what is short, otherwise its beginning and its end."""
+    return _QUOTES.repr(value)
+
 
 class UserError(ValueError):
     """Something in a command, a file or a setting that its author can correct.

@@ -20,7 +20,7 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llava.errors import MissingFileError, UserError
+from llava.errors import MissingFileError, UserError, shown
 
 HUB_TIMEOUT_S = 10.0
 MAX_JSON_BYTES = 64 * 2**20  # that of a 7B model's vocabulary is 2 MiB
@@ -61,12 +61,14 @@ def resolve_folder(name: str, beside: Path | None = None) -> Path:
     """
     place = _local_folder(name, beside)
     if place is not None:
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise UserError(f"the folder {place} may not be read by this user")
         return place
     path = _expanded(name)
     if _exists(path):
-        raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
+        raise UserError(f"{shown(name)} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise MissingFileError(f"no model folder {name!r}")
+        raise MissingFileError(f"no model folder {shown(name)}")
     return _download(name)
 
 
@@ -124,7 +126,7 @@ def _expanded(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise MissingFileError(f"no model folder {name!r}: {error}") from None
+        raise MissingFileError(f"no model folder {shown(name)}: {error}") from None
 
 
 def _exists(path: Path) -> bool:
@@ -161,7 +163,7 @@ def _download(hub_id: str) -> Path:
         )
     except HFValidationError:
         raise MissingFileError(
-            f"no model folder {hub_id!r}, and it is not a valid id of the model hub"
+            f"no model folder {shown(hub_id)}, and it is not a valid id of the model hub"
         ) from None
     except Exception as error:  # noqa: BLE001 - of types of the hub client's HTTP library, which change
         return _cached(hub_id, (str(error).strip() or type(error).__name__).splitlines()[0])
@@ -178,7 +180,7 @@ def _cached(hub_id: str, reason: str) -> Path:
         return Path(found)
     except LocalEntryNotFoundError:
         raise MissingFileError(
-            f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"
+            f"no folder {shown(hub_id)} here, and it could not be fetched from the model hub: {reason}"
         ) from None
 
 
@@ -190,15 +192,20 @@ def own_file(folder: Path, name: str) -> Path | None:
         name: A plain file name; it may come from one of the folder's own files.
 
     Raises:
-        UserError: If the name is a path, or a link out of the folder that is not the hub cache's own.
+        UserError: If the name is a path, or a link out of the folder that is not the hub cache's own, or the
+            file may not be read.
     """
     path = folder / name
     if name in ("", ".", "..") or len(name) > MAX_NAME or any(letter in name for letter in "/\\\0"):
-        raise UserError(f"{folder} names a file {name!r}; a checkpoint's files are plain names in its folder")
+        raise UserError(
+            f"{folder} names a file {shown(name)}; a checkpoint's files are plain names in its folder"
+        )
     if not path.is_file():
         if os.path.lexists(path):  # a library might open it by its name all the same
             raise UserError(f"{path} is not a file; a checkpoint holds its files themselves")
         return None
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read by this user")
     home, place = folder.resolve(), path.resolve()
     if place.is_relative_to(home):
         return path
@@ -223,6 +230,8 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers with thousands of digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
     return config
@@ -391,9 +400,9 @@ def dtypes_of(weights: Mapping[str, StoredWeight]) -> dict[str, str]:
 def unreadable(path: Path, error: Exception) -> str:
     """Say in one sentence that weights are damaged, or hold something else than tensors."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return (
-        f"weights could not be read from {path}, which is damaged or holds more than tensors: {reason[:200]}"
-    )
+    sentence = f"weights could not be read from {path}, which is damaged or holds more than tensors"
+    # What torch says of other pickles is how to open them all the same.
+    return sentence if "weights_only" in reason else f"{sentence}: {reason[:200]}"
 
 
 def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:

@@ -73,6 +73,8 @@ def parse_device(name: str | torch.device | None) -> torch.device:
         return best_device()
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # torch asserts where it was built without a backend.

@@ -20,7 +20,9 @@ from llava.model.checkpoint_files import (
     CheckpointKind,
     checkpoint_kind,
     read_tensors,
+    shapes_of,
 )
+from llava.model.checkpoint_sizes import refuse_other_shapes
 from llava.model.loading import QUANTIZATION_KEYS
 from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
@@ -221,12 +223,11 @@ def load_parts(model: nn.Module, path: Path) -> None:
         MissingFileError: If it is not there.
         UserError: If it does not fit the model.
     """
-    try:
-        unexpected = model.load_state_dict(read_tensors(path), strict=False).unexpected_keys
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model: {error}") from error
+    stored = read_tensors(path)
+    unexpected = refuse_other_shapes(model.state_dict(), shapes_of(stored), f"{path} does not fit the model")
     if unexpected:
-        raise UserError(f"{path} holds {unexpected[0]!r}, which the model has not")
+        raise UserError(f"{path} holds {min(unexpected)!r}, which the model has not")
+    model.load_state_dict(stored, strict=False)
 
 
 def moved_projector(folder: Path) -> Path:

@@ -169,12 +169,17 @@ class CLIPVisionTower(nn.Module):
                         "the token reduction reads the question with CLIP's text encoder, which "
                         f"{self.folder} lacks"
                     )
+                if self.vision_tower.config.projection_dim != config.projection_dim:
+                    raise UserError(
+                        "the token reduction compares patches with the question, and the CLIP folder "
+                        f"{self.folder} has no projection of both into one space (visual_projection)"
+                    )
                 if own_file(self.folder, "tokenizer.json") is None:
                     # transformers would make a tokenizer that knows no words, to which all questions are the
                     # same.
                     self._require("vocab.json")
                     self._require("merges.txt")
-                tokenizer = load_clip_tokenizer(self.folder)
+                tokenizer = load_clip_tokenizer(self.folder, config)
                 text_tower = load_text_half(config, self.folder).to(device=self.device, dtype=self.dtype)
                 self.text_tower = text_tower
                 self._text_encoder = TextEncoder(text_tower, tokenizer)
