@@ -8,7 +8,7 @@ _QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother, _QUOTES.maxlong = 3, 240,
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages quote it: the whole of what is short, otherwise its beginning and its end."""
+    """Return a value as messages quote it: all of what is short, otherwise its beginning and its end."""
     return _QUOTES.repr(value)
 
 

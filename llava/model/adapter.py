@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.errors import UserError, shown
 from llava.internals import build_model
-from llava.model.checkpoint_configs import COUNT, FLAG, POSITIVE, SHARE, TEXT, Kind, pick
+from llava.model.checkpoint_configs import COUNT, FACTOR, FLAG, SHARE, TEXT, Kind, pick
 from llava.model.checkpoint_files import (
     ADAPTER_FILES,
     dtypes_of,
@@ -28,7 +28,7 @@ from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ ADAPTER_KEYS: dict[str, Kind] = {
     "peft_type": ("LORA", lambda value: value == "LORA"),
     "task_type": ("CAUSAL_LM", lambda value: value == "CAUSAL_LM"),
     "r": COUNT,
-    "lora_alpha": POSITIVE,
+    "lora_alpha": FACTOR,
     "lora_dropout": SHARE,
     "rank_pattern": _is_pattern(COUNT),
-    "alpha_pattern": _is_pattern(POSITIVE),
+    "alpha_pattern": _is_pattern(FACTOR),
     **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"), FLAG),
     "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
     "modules_to_save": (
@@ -153,7 +153,7 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
     Raises:
         UserError: If peft is not installed or the adapter does not fit.
     """
-    config, file = read_adapter_config(folder), _adapter_file(folder)
+    config, file = read_adapter_config(folder), adapter_file(folder)
     targets = _adapted_layers(file, model, config)
 
     from peft import LoraConfig, PeftModel
@@ -171,7 +171,7 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
 
 
 def _check_weights(file: Path, config: LlavaConfig, lora: LoraConfig) -> None:
-    """Refuse an adapter that is not, as a whole, one of its base; peft would leave out what does not fit.
+    """Refuse an adapter that does not fit its base, before anything of its size is built.
 
     Args:
         file: The adapter's weights.
@@ -179,15 +179,30 @@ def _check_weights(file: Path, config: LlavaConfig, lora: LoraConfig) -> None:
         lora: What the adapter changes of it.
 
     Raises:
-        UserError: If weights are missing, of another shape or of another type, or belong to nothing.
+        UserError: See `check_adapter`.
     """
-    from peft import get_peft_model, get_peft_model_state_dict
+    from peft import get_peft_model
 
-    stored = open_file(file)
     adapted = build_without_weights(
         lambda: get_peft_model(build_model(LlavaLlamaForCausalLM, deepcopy(config), "eager"), copy(lora)),
         file.parent,
     )
+    check_adapter(file, adapted)
+
+
+def check_adapter(file: Path, adapted: PeftModel) -> None:
+    """Refuse an adapter that is not, as a whole, one of a model; peft would leave out what does not fit.
+
+    Args:
+        file: The adapter's weights.
+        adapted: The model, with an adapter in place.
+
+    Raises:
+        UserError: If weights are missing, of another shape or of another type, or belong to nothing.
+    """
+    from peft import get_peft_model_state_dict
+
+    stored = open_file(file)
     # The library would ask a hub whether the base's embeddings belong to the adapter.
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     lacking = own.keys() - stored.keys()
@@ -206,7 +221,7 @@ def _check_weights(file: Path, config: LlavaConfig, lora: LoraConfig) -> None:
     refuse_other_types(dtypes_of(stored), stored, file)
 
 
-def _adapter_file(folder: Path) -> Path:
+def adapter_file(folder: Path) -> Path:
     """Return the weights of an adapter, of which there are some."""
     return next(path for path in (own_file(folder, name) for name in ADAPTER_FILES) if path is not None)
 
@@ -217,7 +232,7 @@ def refuse_adapted_embeddings(folder: Path) -> None:
     Raises:
         UserError: If it changes the embedding table.
     """
-    file = _adapter_file(folder)
+    file = adapter_file(folder)
     if any("embed_tokens" in name for name in read_shapes(file)):
         raise UserError(f"{file} adapts the embedding table; merge it first (scripts/merge_lora_weights.py)")
 
@@ -226,8 +241,8 @@ def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, 
     """Return the full names of the layers for which an adapter has weights.
 
     Raises:
-        UserError: If there are none, the model lacks them, their rank is not that of the config, or the config
-            has some of them replaced too.
+        UserError: If there are none, the model lacks them, their rank is not that of the config, or the
+            config has some of them replaced too.
     """
     shapes = read_shapes(file)
     if any("vision_tower." in name for name in shapes):
@@ -253,8 +268,8 @@ def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, 
         meant = {module for module, _ in model.named_modules() if module.endswith(name)}
         if not meant or meant & ranks.keys():
             raise UserError(
-                f"{file.parent / ADAPTER_CONFIG} has {shown(name)} in modules_to_save; accepted: layers of the "
-                "base that have no adapter"
+                f"{file.parent / ADAPTER_CONFIG} has {shown(name)} in modules_to_save; accepted: layers of "
+                "the base that have no adapter"
             )
     return sorted(ranks)
 

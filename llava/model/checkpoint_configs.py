@@ -59,6 +59,8 @@ WHOLE: Kind = ("a whole number below 2**31", lambda value: _is_whole(value) and 
 COUNT: Kind = ("a whole number above 0, below 2**31", lambda value: _is_whole(value) and 0 < value < 2**31)
 NUMBER: Kind = ("a number", _is_number)
 POSITIVE: Kind = ("a number above 0", lambda value: _is_number(value) and value > 0)
+FACTOR: Kind = ("a number above 0, up to 10**6", lambda value: _is_number(value) and 0 < value <= 10**6)
+EPSILON: Kind = ("a number from 0 to 0.1", lambda value: _is_number(value) and 0 <= value <= 0.1)
 SHARE: Kind = ("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 LENGTH: Kind = ("a number of tokens, 1 or more", lambda value: _is_number(value) and value >= 1)
 NUMBERS: Kind = ("a list of numbers", _is_list_of(NUMBER, 4096))
@@ -171,7 +173,8 @@ LANGUAGE_MODEL_KEYS: dict[str, Kind] = {
     **_each("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads", COUNT),
     **_each("num_key_value_heads head_dim max_position_embeddings pretraining_tp", COUNT),
     **_each("use_cache tie_word_embeddings attention_bias mlp_bias", FLAG),
-    **_each("initializer_range rms_norm_eps attention_dropout", SHARE),
+    **_each("initializer_range attention_dropout", SHARE),
+    "rms_norm_eps": EPSILON,
     "rope_theta": POSITIVE,
     **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
     **_each("rope_scaling rope_parameters", ROPE),
@@ -205,7 +208,8 @@ GENERATION_KEYS: dict[str, Kind] = {
 }
 _TRANSFORMER_KEYS: dict[str, Kind] = {
     **_each("hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim", COUNT),
-    **_each("layer_norm_eps attention_dropout", SHARE),
+    "layer_norm_eps": EPSILON,
+    "attention_dropout": SHARE,
     "hidden_act": ACTIVATION,
 }
 CLIP_TEXT_KEYS: dict[str, Kind] = {
@@ -246,7 +250,10 @@ IMAGE_PROCESSOR_KEYS: dict[str, Kind] = {
     **_each("size crop_size", SIDE),
     "image_mean": COLOR,
     "image_std": ("three numbers above 0", lambda value: POSITIVES[1](value) and len(value) == 3),
-    "rescale_factor": POSITIVE,
+    "rescale_factor": (
+        "a number from 0.001 to 0.01, such as 1/255",
+        lambda value: _is_number(value) and 0.001 <= value <= 0.01,
+    ),
     "resample": ("a whole number from 0 to 5", lambda value: _is_whole(value) and 0 <= value <= 5),
 }
 
@@ -312,7 +319,8 @@ def read_llava_config(
     model_type = values.get("model_type", "llama")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
-            f"{folder} holds a model of type {shown(model_type)}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+            f"{folder} holds a model of type {shown(model_type)}; supported: "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     if "text_config" in values:
         raise UserError(

@@ -299,15 +299,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: If the file is damaged or holds anything but tensors.
     """
     # Copied: what is mapped to a file changes with the file.
-    return {name: tensor.clone() for name, tensor in _open_pickle(path).items()}
+    return {name: tensor.clone() for name, tensor in _open_tensors(path).items()}
 
 
-def _open_pickle(path: Path) -> dict[str, Tensor]:
-    """Open a tensor-only pickle, mapped to the file if it is of the format that PyTorch writes since 2020.
+def open_pickle(path: Path) -> Any:
+    """Open a pickle of tensors and plain values, mapped to the file if PyTorch wrote it since 2020.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If the file is damaged or holds anything but tensors, or less of them than it says.
+        UserError: If the file is damaged or holds anything else.
     """
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
@@ -317,11 +317,21 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise UserError(f"{path} is compressed, as PyTorch writes no weights; store it plainly")
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map or None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map or None)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged or unsafe pickle
         raise UserError(unreadable(path, error)) from None
+
+
+def _open_tensors(path: Path) -> dict[str, Tensor]:
+    """Open a tensor-only pickle.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged or holds anything but tensors, or less of them than it says.
+    """
+    tensors = open_pickle(path)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
@@ -364,7 +374,7 @@ def open_weights(folder: Path) -> dict[str, StoredWeight]:
 def open_file(path: Path) -> dict[str, StoredWeight]:
     """Open the weights of one file, as `open_weights` does for all files of a model."""
     if path.suffix != ".safetensors":
-        return dict(_open_pickle(path))
+        return dict(_open_tensors(path))
     try:
         file = safe_open(path, framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -398,7 +408,7 @@ def dtypes_of(weights: Mapping[str, StoredWeight]) -> dict[str, str]:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Say in one sentence that weights are damaged, or hold something else than tensors."""
+    """Say in one sentence that a file of weights is damaged, or holds something else than tensors."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     sentence = f"weights could not be read from {path}, which is damaged or holds more than tensors"
     # What torch says of other pickles is how to open them all the same.

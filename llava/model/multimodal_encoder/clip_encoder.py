@@ -134,9 +134,17 @@ class CLIPVisionTower(nn.Module):
         """Refuse a preprocessor whose images are not of the side, in pixels, that the vision encoder sees.
 
         Raises:
-            UserError: If they are not.
+            UserError: If they are not, or may be smaller before they are cut, or are not cut.
         """
-        crop = self.image_processor.crop_size
+        crop, is_cut = self.image_processor.crop_size, self.image_processor.do_center_crop
+        given = {name: self.image_processor.size.get(name) for name in ("height", "width", "shortest_edge")}
+        size = {name: pixels for name, pixels in given.items() if pixels}
+        is_small = self.image_processor.do_resize and min(size.values()) < side
+        if is_small or not (is_cut or size == {"height": side, "width": side}):
+            raise UserError(
+                f"{self.folder / 'preprocessor_config.json'} has size {size} and do_center_crop {is_cut}, "
+                f"which do not give the {side} x {side} pixels that this CLIP sees"
+            )
         if (crop["height"], crop["width"]) != (side, side):
             raise UserError(
                 f"{self.folder / 'preprocessor_config.json'} makes images of {crop['width']} x "
