@@ -74,8 +74,24 @@ def check_resume_state(checkpoint: Path, with_deepspeed: bool) -> None:
                 f"{checkpoint} has no {name}, without which a run does not go on as it would have; "
                 "--save_only_model True leaves it out"
             )
+        _read_object(checkpoint / name)
     if with_deepspeed:
-        _check_shares(checkpoint)
+        check_shares(checkpoint)
+
+
+def check_shares(checkpoint: Path) -> None:
+    """Make sure that DeepSpeed's files are whole, as far as that is seen without reading them.
+
+    Raises:
+        UserError: If one is not.
+    """
+    latest = own_file(checkpoint, "latest")
+    name = "" if latest is None else latest.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"global_step\d+", name) or not (checkpoint / name).is_dir():
+        raise UserError(f"{checkpoint / 'latest'} does not name a folder of DeepSpeed's in the checkpoint")
+    for path in sorted((checkpoint / name).glob("*.pt")):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is damaged: it is not as PyTorch writes it")
 
 
 def _check_trainer_state(checkpoint: Path) -> None:
@@ -129,21 +145,6 @@ def _check_random_state(path: Path) -> None:
             accept(values[name])
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(f"{path} holds no state of the generator {name!r}: {error}") from None
-
-
-def _check_shares(checkpoint: Path) -> None:
-    """Make sure that DeepSpeed's files are whole, as far as that is seen without reading them.
-
-    Raises:
-        UserError: If one is not.
-    """
-    latest = own_file(checkpoint, "latest")
-    name = "" if latest is None else latest.read_text(encoding="utf-8", errors="replace").strip()
-    if not re.fullmatch(r"global_step\d+", name) or not (checkpoint / name).is_dir():
-        raise UserError(f"{checkpoint / 'latest'} does not name a folder of DeepSpeed's in the checkpoint")
-    for path in sorted((checkpoint / name).glob("*.pt")):
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{path} is damaged: it is not as PyTorch writes it")
 
 
 def check_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -211,14 +212,14 @@ def _refuse_unlike(stored: Any, own: Any, path: Path, where: str) -> None:
 
 def _is_alike(stored: Any, own: Any) -> bool:
     """Tell whether two values are of one kind, not looking at what is in them."""
-    if stored is None or own is None:
-        return True
     if isinstance(own, Mapping):
         return isinstance(stored, dict) and stored.keys() == own.keys()
     if isinstance(own, list | tuple):
         return isinstance(stored, list | tuple) and len(stored) == len(own)
     if isinstance(own, Tensor):
         return isinstance(stored, Tensor) and stored.shape == own.shape
+    if stored is None or own is None:  # a setting that is left to the library
+        return True
     if isinstance(own, Number) and not isinstance(own, bool):
         return isinstance(stored, Number) and not isinstance(stored, bool) and not np.isnan(stored)
     return isinstance(stored, type(own))
