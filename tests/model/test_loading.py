@@ -351,6 +351,8 @@ def test_defaults_of_types():
     assert parse_dtype(None, torch.device("cuda")) is torch.float16
     assert parse_dtype("bf16", torch.device("cpu")) is torch.bfloat16
     assert parse_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"'meta' cannot be used here \(it holds no numbers\); accepted: cpu"):
+        parse_device("meta")
 
 
 def test_a_projector_trained_with_an_image_patch_token_loads_over_a_base_without_it(checkpoint_copy, base):

@@ -136,19 +136,20 @@ class CLIPVisionTower(nn.Module):
         Raises:
             UserError: If they are not, or may be smaller before they are cut, or are not cut.
         """
-        crop, is_cut = self.image_processor.crop_size, self.image_processor.do_center_crop
-        given = {name: self.image_processor.size.get(name) for name in ("height", "width", "shortest_edge")}
-        size = {name: pixels for name, pixels in given.items() if pixels}
-        is_small = self.image_processor.do_resize and min(size.values()) < side
-        if is_small or not (is_cut or size == {"height": side, "width": side}):
-            raise UserError(
-                f"{self.folder / 'preprocessor_config.json'} has size {size} and do_center_crop {is_cut}, "
-                f"which do not give the {side} x {side} pixels that this CLIP sees"
-            )
+        path, processor = self.folder / "preprocessor_config.json", self.image_processor
+        crop, is_cut = processor.crop_size, processor.do_center_crop
         if (crop["height"], crop["width"]) != (side, side):
             raise UserError(
-                f"{self.folder / 'preprocessor_config.json'} makes images of {crop['width']} x "
-                f"{crop['height']} pixels, and this CLIP sees {side} x {side}"
+                f"{path} makes images of {crop['width']} x {crop['height']} pixels, and this CLIP sees "
+                f"{side} x {side}"
+            )
+        given = {name: processor.size.get(name) for name in ("height", "width", "shortest_edge")}
+        size = {name: pixels for name, pixels in given.items() if pixels}
+        is_small = processor.do_resize and min(size.values()) < side
+        if is_small or not (is_cut or size == {"height": side, "width": side}):
+            raise UserError(
+                f"{path} has size {size} and do_center_crop {is_cut}, which do not give the {side} x {side} "
+                "pixels that this CLIP sees"
             )
 
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
