@@ -3,13 +3,15 @@
 import reprlib
 from typing import Any
 
-_QUOTES = reprlib.Repr()
-_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother, _QUOTES.maxlong = 3, 240, 240, 80
+MOST_SHOWN = 240  # letters
+_QUOTES = reprlib.Repr()  # which goes down no further than some levels, however deep a value is
+_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother, _QUOTES.maxlong = 3, MOST_SHOWN, MOST_SHOWN, MOST_SHOWN
 
 
 def shown(value: Any) -> str:
     """Return a value as messages quote it: all of what is short, otherwise its beginning and its end."""
-    return _QUOTES.repr(value)
+    text = _QUOTES.repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
 
 
 class UserError(ValueError):

@@ -296,7 +296,8 @@ def _build(
     except UserError:
         raise
     except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is not a valid {what}: {error}") from None
+        reason = str(error).strip().splitlines()[-1].strip()  # behind the names of the library's own checks
+        raise UserError(f"{path} is not a valid {what}: {reason}") from None
 
 
 def read_llava_config(

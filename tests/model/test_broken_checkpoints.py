@@ -74,6 +74,7 @@ NONSENSE = (
     NESTED,
     [[1]],
 )
+SHARE = 6  # a key gets each sixth value
 # What some keys may be.
 POSSIBLE = (ABSENT, None, True, 0, 1, 2**31, 0.5, "", "x", Raw('"\\ud800"'), [], [1], ["x"], {}, DEEP)
 # With another value of these a model answers otherwise, and may well be meant to.
@@ -309,9 +310,12 @@ def test_a_value_that_no_key_may_have(kind, file, checkpoints):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "file"), JSON_FILES, ids=[f"{kind}-{file}" for kind, file in JSON_FILES])
-def test_every_key_with_every_value(kind, file, checkpoints):
-    checkpoint = checkpoints[kind]
-    assert break_keys(checkpoint, checkpoint.home / file, JSON_FILES[kind, file], NONSENSE + POSSIBLE) == []
+def test_every_key_with_values_of_its_own(kind, file, checkpoints):
+    checkpoint, values, found = checkpoints[kind], NONSENSE + POSSIBLE, []
+    for index, key in enumerate(JSON_FILES[kind, file]):
+        # All of them with every key would take minutes.
+        found += break_keys(checkpoint, checkpoint.home / file, [key], values[index % SHARE :: SHARE])
+    assert found == []
 
 
 def pickled(value: Any, **options: Any) -> bytes:
