@@ -14,7 +14,7 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     IMAGE_PLACEHOLDER,
 )
-from llava.errors import UserError
+from llava.errors import UserError, shown
 
 IMAGE_TAGS = ("<Image>", "</Image>")
 """What the ``mmtag`` templates write around the image placeholder."""
@@ -448,5 +448,5 @@ def find_template(name: str) -> Conversation:
     """
     if name not in conv_templates:
         known = ", ".join(sorted(conv_templates))
-        raise UserError(f"{name!r} is not a valid conversation template; accepted: {known}")
+        raise UserError(f"{shown(name)} is not a valid conversation template; accepted: {known}")
     return conv_templates[name]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -26,8 +26,10 @@ from llava.utils import check_characters
 
 VOCABULARY_FILE = "tokenizer.model"
 # The other vocabularies are CLIP's, or say all of a tokenizer.
+WORD_END = "</w>"  # of a piece of CLIP's vocabulary
 VOCABULARY_FILES = (VOCABULARY_FILE, "tokenizer.json", "vocab.json", "merges.txt")
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+HIGHEST_ID = 2  # as CLIP's eos_token_id, in configs that transformers wrote until 2023
 WORD_START = "▁"
 
 Span = tuple[int, int]
@@ -291,13 +293,30 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_clip_tokenizer(folder: Path, config: CLIPTextConfig) -> CLIPTokenizer:
     """Load the tokenizer of a CLIP folder.
 
+    Args:
+        folder: CLIP's.
+        config: Of its text encoder.
+
     Raises:
-        UserError: If its files are damaged.
+        UserError: If its files are damaged, or those of another text encoder.
     """
-    return _load(CLIPTokenizer, folder, {})
+    tokenizer = _load(CLIPTokenizer, folder, {})
+    last, end = max(tokenizer.get_vocab().values(), default=-1), tokenizer.eos_token_id
+    if last >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} has ids up to {last}, and its text encoder knows those below "
+            f"{config.vocab_size}"
+        )
+    # The end stands for the whole text; a config of old says 2 and means the highest id.
+    if end != (last if config.eos_token_id == HIGHEST_ID else config.eos_token_id):
+        raise UserError(
+            f"the tokenizer in {folder} ends a text with the id {end}, and the config of its text encoder "
+            f"says eos_token_id {config.eos_token_id}"
+        )
+    return tokenizer
 
 
 def _class_of(folder: Path) -> type[PreTrainedTokenizerBase]:
@@ -330,6 +349,7 @@ def _load(tokenizer_class: Any, folder: Path, options: dict[str, Any]) -> Any:
         _copy_known_settings(folder, Path(name))
         try:
             tokenizer = tokenizer_class.from_pretrained(name, **options)
+            tokenizer.get_vocab()  # SentencePiece does not look at its pieces before they are asked for
         except BaseException as error:
             # Each library below has types of its own, tokenizers one beyond `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -361,5 +381,23 @@ def _copy_known_settings(folder: Path, copy: Path) -> None:
             (copy / file).write_text(json.dumps(values), encoding="utf-8")
     for file in VOCABULARY_FILES:
         if own_file(folder, file):
-            check_size(folder / file, MAX_JSON_BYTES)
+            _check_vocabulary(folder, file)
             shutil.copyfile(folder / file, copy / file)
+
+
+def _check_vocabulary(folder: Path, file: str) -> None:
+    """Refuse what no library should be given as a vocabulary.
+
+    Raises:
+        UserError: If a file is too large, no JSON object where it should be one, or empty.
+    """
+    path = folder / file
+    check_size(path, MAX_JSON_BYTES)
+    if file.endswith(".json"):
+        values = read_config(folder, file)
+        if file == "vocab.json":
+            pick(values, dict.fromkeys(values, TOKEN_ID), path, "vocabulary")
+    if file == "merges.txt" and not any(path.read_bytes().splitlines()[1:]):
+        words = read_config(folder, "vocab.json") if own_file(folder, "vocab.json") else {}
+        if any(len(word.removesuffix(WORD_END)) > 1 and not word.startswith("<|") for word in words):
+            raise UserError(f"{path} holds no pairs of pieces, of which vocab.json makes words")

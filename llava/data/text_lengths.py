@@ -165,6 +165,6 @@ def read_clip(folder: Path) -> Clip:
     text = read_clip_configs(folder)[1]
     return Clip(
         patches=tower.num_patches,
-        tokenizer=load_clip_tokenizer(folder) if has_tokenizer else None,
+        tokenizer=load_clip_tokenizer(folder, text) if has_tokenizer and text else None,
         limit=text.max_position_embeddings if text else CLIPTextConfig().max_position_embeddings,
     )

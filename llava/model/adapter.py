@@ -5,18 +5,35 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from copy import copy, deepcopy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llava.errors import UserError
-from llava.model.checkpoint_configs import COUNT, FLAG, NUMBER, TEXT, Kind, pick
-from llava.model.checkpoint_files import ADAPTER_FILES, is_same_model, own_file, read_config, read_shapes
+from llava.errors import UserError, shown
+from llava.internals import build_model
+from llava.model.checkpoint_configs import COUNT, FACTOR, FLAG, SHARE, TEXT, Kind, pick
+from llava.model.checkpoint_files import (
+    ADAPTER_FILES,
+    dtypes_of,
+    is_same_model,
+    open_file,
+    own_file,
+    read_config,
+    read_shapes,
+    shapes_of,
+)
+from llava.model.checkpoint_sizes import build_without_weights, refuse_other_shapes, refuse_other_types
+from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
+LORA = "lora_"
 WRAPPER = "base_model.model."  # what peft puts in front of the names of the model's modules
 
 _NAME = re.compile(r"\^?[\w.]+")  # peft reads names as regular expressions; a stranger's may take for ever
@@ -38,9 +55,10 @@ ADAPTER_KEYS: dict[str, Kind] = {
     "peft_type": ("LORA", lambda value: value == "LORA"),
     "task_type": ("CAUSAL_LM", lambda value: value == "CAUSAL_LM"),
     "r": COUNT,
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), NUMBER),
+    "lora_alpha": FACTOR,
+    "lora_dropout": SHARE,
     "rank_pattern": _is_pattern(COUNT),
-    "alpha_pattern": _is_pattern(NUMBER),
+    "alpha_pattern": _is_pattern(FACTOR),
     **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"), FLAG),
     "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
     "modules_to_save": (
@@ -75,7 +93,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for key in sorted(values.keys() - ADAPTER_KEYS.keys() - IRRELEVANT_KEYS):
         if values[key] and values[key] != defaults.get(key):
             raise UserError(
-                f"{path} sets {key} to {str(values[key])[:80]!r}, which is not supported; accepted are plain "
+                f"{path} sets {key} to {shown(values[key])}, which is not supported; accepted are plain "
                 f"LoRA adapters with {', '.join(ADAPTER_KEYS)}"
             )
     return pick(values, ADAPTER_KEYS, path, "config of a LoRA adapter")
@@ -135,27 +153,75 @@ def apply_adapter(model: LlavaLlamaForCausalLM, folder: Path) -> LlavaLlamaForCa
     Raises:
         UserError: If peft is not installed or the adapter does not fit.
     """
-    config, file = read_adapter_config(folder), _adapter_file(folder)
+    config, file = read_adapter_config(folder), adapter_file(folder)
     targets = _adapted_layers(file, model, config)
 
     from peft import LoraConfig, PeftModel
 
     given = {key: value for key, value in config.items() if value is not None}
     lora = LoraConfig(**{**given, "target_modules": targets, "task_type": "CAUSAL_LM"})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-            # With a config of ours, peft reads none by itself.
-            adapted = PeftModel.from_pretrained(model, str(folder), config=lora)  # changes the model itself
-            # Quantized weights would be rounded once more: there the adapter stays beside them, as it was
-            # trained.
-            return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
-    except Exception as error:  # noqa: BLE001 - of whatever kind the library's checks are
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"the adapter {file} does not fit its base: {' '.join(reason.split())}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        _check_weights(file, model.config, lora)
+        # With a config of ours, peft reads none by itself.
+        adapted = PeftModel.from_pretrained(model, str(folder), config=lora)  # changes the model itself
+        # Quantized weights would be rounded once more: there the adapter stays beside them, as it was
+        # trained.
+        return model if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
 
 
-def _adapter_file(folder: Path) -> Path:
+def _check_weights(file: Path, config: LlavaConfig, lora: LoraConfig) -> None:
+    """Refuse an adapter that does not fit its base, before anything of its size is built.
+
+    Args:
+        file: The adapter's weights.
+        config: Of the base.
+        lora: What the adapter changes of it.
+
+    Raises:
+        UserError: See `check_adapter`.
+    """
+    from peft import get_peft_model
+
+    adapted = build_without_weights(
+        lambda: get_peft_model(build_model(LlavaLlamaForCausalLM, deepcopy(config), "eager"), copy(lora)),
+        file.parent,
+    )
+    check_adapter(file, adapted)
+
+
+def check_adapter(file: Path, adapted: PeftModel) -> None:
+    """Refuse an adapter that is not, as a whole, one of a model; peft would leave out what does not fit.
+
+    Args:
+        file: The adapter's weights.
+        adapted: The model, with an adapter in place.
+
+    Raises:
+        UserError: If weights are missing, of another shape or of another type, or belong to nothing.
+    """
+    from peft import get_peft_model_state_dict
+
+    stored = open_file(file)
+    # The library would ask a hub whether the base's embeddings belong to the adapter.
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    lacking = own.keys() - stored.keys()
+    if lacking:
+        raise UserError(f"{file} lacks {len(lacking)} weights of the adapter, the first is {min(lacking)}")
+    # Besides, an adapter may bring weights of the base whole, such as embeddings.
+    whole = {name: weight for name, weight in adapted.state_dict().items() if LORA not in name}
+    unmatched = refuse_other_shapes(
+        whole | own, shapes_of(stored), f"the adapter {file} does not fit its base"
+    )
+    if unmatched:
+        raise UserError(
+            f"{file} holds {len(unmatched)} of {len(stored)} weights for which its base has no place, the "
+            f"first is {min(unmatched)}"
+        )
+    refuse_other_types(dtypes_of(stored), stored, file)
+
+
+def adapter_file(folder: Path) -> Path:
     """Return the weights of an adapter, of which there are some."""
     return next(path for path in (own_file(folder, name) for name in ADAPTER_FILES) if path is not None)
 
@@ -166,7 +232,7 @@ def refuse_adapted_embeddings(folder: Path) -> None:
     Raises:
         UserError: If it changes the embedding table.
     """
-    file = _adapter_file(folder)
+    file = adapter_file(folder)
     if any("embed_tokens" in name for name in read_shapes(file)):
         raise UserError(f"{file} adapts the embedding table; merge it first (scripts/merge_lora_weights.py)")
 
@@ -175,7 +241,8 @@ def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, 
     """Return the full names of the layers for which an adapter has weights.
 
     Raises:
-        UserError: If there are none, the model lacks them, or their rank is not that of the config.
+        UserError: If there are none, the model lacks them, their rank is not that of the config, or the
+            config has some of them replaced too.
     """
     shapes = read_shapes(file)
     if any("vision_tower." in name for name in shapes):
@@ -194,11 +261,16 @@ def _adapted_layers(file: Path, model: LlavaLlamaForCausalLM, config: dict[str, 
             f"{file} holds no adapter of this model's layers{f': {unknown[0]}' if unknown else ''}"
         )
     for layer, rank in ranks.items():
-        if f"{WRAPPER}{layer}.lora_B.weight" not in shapes:
-            raise UserError(f"{file} lacks the second half of the adapter of {layer} (lora_B)")
         expected = _expected_rank(layer, config)
         if rank != expected:
             raise UserError(f"{file} has rank {rank} for {layer}, and {ADAPTER_CONFIG} says {expected}")
+    for name in config.get("modules_to_save") or ():
+        meant = {module for module, _ in model.named_modules() if module.endswith(name)}
+        if not meant or meant & ranks.keys():
+            raise UserError(
+                f"{file.parent / ADAPTER_CONFIG} has {shown(name)} in modules_to_save; accepted: layers of "
+                "the base that have no adapter"
+            )
     return sorted(ranks)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from llava.errors import UserError
+from llava.errors import UserError, shown
 from llava.model.checkpoint_files import own_file, read_config
 from llava.model.language_model.llava_config import LlavaConfig
 
@@ -44,6 +44,11 @@ def _is_number(value: Any) -> bool:
     return (_is_whole(value) or isinstance(value, float)) and abs(value) < 1e38
 
 
+def _one_of(*names: str) -> Kind:
+    """Make the kind of a value that is one of some names."""
+    return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+
+
 def _is_list_of(kind: Kind, most: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind[1], value))
 
@@ -53,12 +58,19 @@ TEXT: Kind = ("a text", lambda value: isinstance(value, str))
 WHOLE: Kind = ("a whole number below 2**31", lambda value: _is_whole(value) and abs(value) < 2**31)
 COUNT: Kind = ("a whole number above 0, below 2**31", lambda value: _is_whole(value) and 0 < value < 2**31)
 NUMBER: Kind = ("a number", _is_number)
+POSITIVE: Kind = ("a number above 0", lambda value: _is_number(value) and value > 0)
+FACTOR: Kind = ("a number above 0, up to 10**6", lambda value: _is_number(value) and 0 < value <= 10**6)
+EPSILON: Kind = ("a number from 0 to 0.1", lambda value: _is_number(value) and 0 <= value <= 0.1)
+SHARE: Kind = ("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+LENGTH: Kind = ("a number of tokens, 1 or more", lambda value: _is_number(value) and value >= 1)
 NUMBERS: Kind = ("a list of numbers", _is_list_of(NUMBER, 4096))
 TOKEN_IDS: Kind = (
     "a token id or a list of them",
     lambda value: WHOLE[1](value) or (_is_list_of(WHOLE, 64)(value) and len(value) > 0),
 )
+POSITIVES: Kind = ("a list of numbers above 0", _is_list_of(POSITIVE, 4096))
 COLOR: Kind = ("three numbers", lambda value: NUMBERS[1](value) and len(value) == 3)
+SIDES_OF_TEXT = _one_of("left", "right")
 ACTIVATION: Kind = ("an activation function's name", lambda value: isinstance(value, str) and value in ACT2FN)
 DTYPE: Kind = ("a dtype's name", lambda value: isinstance(value, str) and _dtype_named(value))
 SIDE: Kind = (
@@ -105,17 +117,23 @@ TOKEN_ID: Kind = (
     f"a token's id, below {MAX_TOKENS}",
     lambda value: _is_whole(value) and 0 <= value < MAX_TOKENS,
 )
-TOKEN_FIELDS = {"content", "lstrip", "rstrip", "single_word", "normalized", "special", "__type"}
+TOKEN_FIELDS: dict[str, Kind] = {
+    **dict.fromkeys(("content", "__type"), TEXT),
+    **dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), FLAG),
+}
 TOKEN: Kind = (
     "a token: its text, or an object with content, lstrip, rstrip, single_word, normalized and special",
     lambda value: (
-        isinstance(value, str)
-        or (
-            isinstance(value, dict) and isinstance(value.get("content"), str) and value.keys() <= TOKEN_FIELDS
-        )
+        (isinstance(value, str) and value != "")
+        or (isinstance(value, dict) and bool(value.get("content")) and _has_only(TOKEN_FIELDS, value))
     ),
 )
 TOKENS: Kind = ("a list of tokens", _is_list_of(TOKEN, 4096))
+
+
+def _has_only(accepted: Mapping[str, Kind], values: dict[str, Any]) -> bool:
+    """Tell whether an object has no other keys than the accepted ones, and values of their kinds."""
+    return all(key in accepted and accepted[key][1](one) for key, one in values.items())
 
 
 def _is_token_table(value: Any) -> bool:
@@ -130,30 +148,34 @@ def _each(names: str, kind: Kind) -> dict[str, Kind]:
     return dict.fromkeys(names.split(), kind)
 
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 ROPE_KEYS: dict[str, Kind] = {
-    **_each("rope_type type", (f"one of {', '.join(ROPE_TYPES)}", lambda value: value in ROPE_TYPES)),
-    **_each("short_factor long_factor", NUMBERS),
-    **_each(
-        "rope_theta factor attention_factor beta_fast beta_slow low_freq_factor high_freq_factor", NUMBER
+    **_each("rope_type type", _one_of("default", "linear", "dynamic", "yarn", "longrope", "llama3")),
+    **_each("short_factor long_factor", POSITIVES),
+    "factor": ("a number from 1 to 10**6", lambda value: _is_number(value) and 1 <= value <= 10**6),
+    "attention_factor": (
+        "a number from 0.01 to 100",
+        lambda value: _is_number(value) and 0.01 <= value <= 100,
     ),
-    **_each("mscale mscale_all_dim partial_rotary_factor", NUMBER),
+    **_each("rope_theta beta_fast beta_slow low_freq_factor high_freq_factor", POSITIVE),
+    **_each("mscale mscale_all_dim", NUMBER),
+    "partial_rotary_factor": ("1: Llama rotates all of a head", lambda value: value == 1),
     "original_max_position_embeddings": COUNT,
     **_each("truncate finetuned", FLAG),
 }
-ROPE: Kind = (
-    f"an object with the keys {', '.join(ROPE_KEYS)}",
-    lambda value: (
-        isinstance(value, dict)
-        and all(key in ROPE_KEYS and ROPE_KEYS[key][1](one) for key, one in value.items() if one is not None)
-    ),
-)
+ROPE: Kind = ("an object with settings of rotary positions", lambda value: isinstance(value, dict))
+ROPE_NEEDS = {
+    **dict.fromkeys(("linear", "dynamic", "yarn"), ("factor",)),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 LANGUAGE_MODEL_KEYS: dict[str, Kind] = {
     **_each("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads", COUNT),
     **_each("num_key_value_heads head_dim max_position_embeddings pretraining_tp", COUNT),
     **_each("use_cache tie_word_embeddings attention_bias mlp_bias", FLAG),
-    **_each("initializer_range rms_norm_eps attention_dropout rope_theta", NUMBER),
+    **_each("initializer_range attention_dropout", SHARE),
+    "rms_norm_eps": EPSILON,
+    "rope_theta": POSITIVE,
     **_each("pad_token_id bos_token_id eos_token_id", TOKEN_IDS),
     **_each("rope_scaling rope_parameters", ROPE),
     **_each("dtype torch_dtype", DTYPE),
@@ -161,12 +183,15 @@ LANGUAGE_MODEL_KEYS: dict[str, Kind] = {
 }
 LLAVA_KEYS: dict[str, Kind] = {
     **_each("mm_vision_tower vision_tower mm_vision_select_feature mm_vision_token_reduce_func", TEXT),
-    **_each("mm_projector_type mm_patch_merge_type image_aspect_ratio tokenizer_padding_side", TEXT),
-    **_each("conv_template bnb_4bit_quant_type", TEXT),
+    **_each("mm_projector_type conv_template", TEXT),
+    "mm_patch_merge_type": _one_of("flat", "spatial", "spatial_unpad"),
+    "image_aspect_ratio": _one_of("square", "pad", "anyres"),
+    "tokenizer_padding_side": SIDES_OF_TEXT,
+    "bnb_4bit_quant_type": _one_of("nf4", "fp4"),
     **_each("mm_use_im_start_end mm_use_im_patch_token tune_mm_mlp_adapter freeze_mm_mlp_adapter", FLAG),
     **_each("unfreeze_mm_vision_tower use_mm_proj bnb_4bit_use_double_quant s2", FLAG),
     **_each("mm_hidden_size max_sequence_length", COUNT),
-    "tokenizer_model_max_length": NUMBER,  # transformers writes 10**30 for no limit
+    "tokenizer_model_max_length": LENGTH,  # transformers writes 10**30 for no limit
     "mm_vision_select_layer": WHOLE,
     "mm_projector_lr": NUMBER,
     "image_grid_pinpoints": (
@@ -183,7 +208,8 @@ GENERATION_KEYS: dict[str, Kind] = {
 }
 _TRANSFORMER_KEYS: dict[str, Kind] = {
     **_each("hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim", COUNT),
-    **_each("layer_norm_eps attention_dropout", NUMBER),
+    "layer_norm_eps": EPSILON,
+    "attention_dropout": SHARE,
     "hidden_act": ACTIVATION,
 }
 CLIP_TEXT_KEYS: dict[str, Kind] = {
@@ -208,9 +234,9 @@ TOKENIZER_KEYS: dict[str, Kind] = {
     ),
     **_each("add_bos_token add_eos_token add_prefix_space clean_up_tokenization_spaces legacy", FLAG),
     **_each("split_special_tokens spaces_between_special_tokens do_lower_case", FLAG),
-    **_each("padding_side truncation_side", ("left or right", lambda value: value in ("left", "right"))),
+    **_each("padding_side truncation_side", SIDES_OF_TEXT),
     "added_tokens_decoder": ("an object with a token for each id", _is_token_table),
-    "model_max_length": NUMBER,
+    "model_max_length": LENGTH,
     "tokenizer_class": TEXT,  # which of the known ones; no other is looked for
 }
 HALF_KEYS = {"text": CLIP_TEXT_KEYS, "vision": CLIP_VISION_KEYS}
@@ -222,8 +248,12 @@ HALVES = _each(
 IMAGE_PROCESSOR_KEYS: dict[str, Kind] = {
     **_each("do_resize do_center_crop do_rescale do_normalize do_convert_rgb", FLAG),
     **_each("size crop_size", SIDE),
-    **_each("image_mean image_std", COLOR),
-    "rescale_factor": NUMBER,
+    "image_mean": COLOR,
+    "image_std": ("three numbers above 0", lambda value: POSITIVES[1](value) and len(value) == 3),
+    "rescale_factor": (
+        "a number from 0.001 to 0.01, such as 1/255",
+        lambda value: _is_number(value) and 0.001 <= value <= 0.01,
+    ),
     "resample": ("a whole number from 0 to 5", lambda value: _is_whole(value) and 0 <= value <= 5),
 }
 
@@ -244,9 +274,7 @@ def pick(values: Mapping[str, Any], accepted: Mapping[str, Kind], path: Path, wh
     for key in values.keys() & accepted.keys():
         words, fits = accepted[key]
         if values[key] is not None and not fits(values[key]):
-            raise UserError(
-                f"{path} is not a valid {what}: {key} is {str(values[key])[:80]!r}; accepted: {words}"
-            )
+            raise UserError(f"{path} is not a valid {what}: {key} is {shown(values[key])}; accepted: {words}")
     return {
         key: value
         for key, value in values.items()
@@ -268,7 +296,8 @@ def _build(
     except UserError:
         raise
     except (StrictDataclassError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is not a valid {what}: {error}") from None
+        reason = str(error).strip().splitlines()[-1].strip()  # behind the names of the library's own checks
+        raise UserError(f"{path} is not a valid {what}: {reason}") from None
 
 
 def read_llava_config(
@@ -291,7 +320,8 @@ def read_llava_config(
     model_type = values.get("model_type", "llama")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
-            f"{folder} holds a model of type {model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+            f"{folder} holds a model of type {shown(model_type)}; supported: "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     if "text_config" in values:
         raise UserError(
@@ -303,18 +333,62 @@ def read_llava_config(
             f"{folder} holds weights that were quantized before they were stored (quantization_config in "
             "config.json); use the original checkpoint, with --load-4bit or --load-8bit if need be"
         )
+    values = {**values, **_positions(values, path)}
     config = _build(LlavaConfig, values, LANGUAGE_MODEL_KEYS | LLAVA_KEYS, path)
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise UserError(
-            f"{path} is not a valid Llama config: {config.num_attention_heads} attention heads cannot share "
-            f"{config.num_key_value_heads} of keys and values"
-        )
+    _check_heads(config, path)
     if vision_tower is not None:
         config.mm_vision_tower = vision_tower
     if token_reduction is not None:
         config.mm_vision_token_reduce_func = token_reduction
     _check_vision_keys(config, folder)
     return config
+
+
+def _positions(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Take over the settings of rotary positions, all of which change what the model computes.
+
+    Raises:
+        UserError: If one is unknown, or of another kind.
+    """
+    found = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        given = values.get(name)
+        if isinstance(given, dict):
+            unknown = sorted(given.keys() - ROPE_KEYS.keys())
+            if unknown:
+                raise UserError(
+                    f"{path} is not a valid Llama config: {name} has the key {shown(unknown[0])}; accepted: "
+                    f"{', '.join(ROPE_KEYS)}"
+                )
+            found[name] = pick(given, ROPE_KEYS, path, f"Llama config ({name})")
+    return found
+
+
+def _check_heads(config: LlavaConfig, path: Path) -> None:
+    """Refuse attention heads, and rotary positions in them, that do not go together.
+
+    Raises:
+        UserError: If they do not.
+    """
+    rope, width, wrong = config.rope_parameters, config.head_dim, None
+    missing = [key for key in ROPE_NEEDS.get(rope["rope_type"], ()) if key not in rope]
+    if config.num_attention_heads % config.num_key_value_heads:
+        wrong = (
+            f"{config.num_attention_heads} attention heads cannot share {config.num_key_value_heads} of keys "
+            "and values"
+        )
+    elif width % 2:
+        wrong = f"head_dim is {width}, and rotary positions need an even one"
+    elif missing:
+        wrong = f"rope_type {rope['rope_type']} needs {', '.join(missing)}"
+    elif rope["rope_type"] == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        wrong = f"low_freq_factor {rope['low_freq_factor']} is not below high_freq_factor"
+    elif rope["rope_type"] == "longrope":
+        lengths = {len(rope[name]) for name in ("short_factor", "long_factor")}
+        if lengths != {width // 2}:
+            wrong = f"short_factor and long_factor need {width // 2} numbers each, half of head_dim"
+    if wrong is not None:
+        raise UserError(f"{path} is not a valid Llama config: {wrong}")
 
 
 def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
@@ -325,6 +399,13 @@ def _check_vision_keys(config: LlavaConfig, folder: Path) -> None:
                 raise UserError(
                     f"{folder / 'config.json'} names a vision tower and lacks a whole number {key}"
                 )
+        if getattr(config, "image_aspect_ratio", None) == "anyres" and not hasattr(
+            config, "image_grid_pinpoints"
+        ):
+            raise UserError(
+                f"{folder / 'config.json'} has image_aspect_ratio anyres and lacks image_grid_pinpoints, the "
+                "resolutions that go with it"
+            )
         return
     reduction = getattr(config, "mm_vision_token_reduce_func", None)
     if reduction not in (None, "none"):
@@ -357,7 +438,7 @@ def read_clip_configs(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig | 
         return _build(CLIPVisionConfig, values, CLIP_VISION_KEYS, path), None
     if model_type != "clip":
         raise UserError(
-            f"{folder} holds a model of type {model_type!r}; the vision tower is a CLIP model ('clip')"
+            f"{folder} holds a model of type {shown(model_type)}; the vision tower is a CLIP model ('clip')"
         )
     config = _build(CLIPConfig, {**values, **_halves(values, path)}, CLIP_KEYS | HALVES, path)
     if config.projection_dim:

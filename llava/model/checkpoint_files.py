@@ -22,7 +22,7 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llava.errors import MissingFileError, UserError
+from llava.errors import MissingFileError, UserError, shown
 
 HUB_TIMEOUT_S = 10.0
 MAX_JSON_BYTES = 64 * 2**20  # that of a 7B model's vocabulary is 2 MiB
@@ -71,12 +71,14 @@ def resolve_folder(
     """
     place = _local_folder(name, beside)
     if place is not None:
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise UserError(f"the folder {place} may not be read by this user")
         return place
     path, name = _expanded(name), str(name)
     if _exists(path):
-        raise UserError(f"{name!r} is a file; a model is a folder with config.json and weights")
+        raise UserError(f"{shown(name)} is a file; a model is a folder with config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise MissingFileError(f"no model folder {name!r}")
+        raise MissingFileError(f"no model folder {shown(name)}")
     return _download(name, revision, cache_dir)
 
 
@@ -142,7 +144,7 @@ def _expanded(name: str | Path) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise MissingFileError(f"no model folder {name!r}: {error}") from None
+        raise MissingFileError(f"no model folder {shown(name)}: {error}") from None
 
 
 def _exists(path: Path) -> bool:
@@ -186,7 +188,7 @@ def _download(hub_id: str, revision: str | None = None, cache_dir: str | Path | 
         return Path(fetch(ignore_patterns=duplicates))
     except HFValidationError:
         raise MissingFileError(
-            f"no model folder {hub_id!r}, and it is not a valid id of the model hub"
+            f"no model folder {shown(hub_id)}, and it is not a valid id of the model hub"
         ) from None
     except Exception as error:  # noqa: BLE001 - of types of the hub client's HTTP library, which change
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -194,7 +196,7 @@ def _download(hub_id: str, revision: str | None = None, cache_dir: str | Path | 
         return Path(fetch(local_files_only=True))
     except LocalEntryNotFoundError:
         raise MissingFileError(
-            f"no folder {hub_id!r} here, and it could not be fetched from the model hub: {reason}"
+            f"no folder {shown(hub_id)} here, and it could not be fetched from the model hub: {reason}"
         ) from None
 
 
@@ -206,15 +208,20 @@ def own_file(folder: Path, name: str) -> Path | None:
         name: A plain file name; it may come from one of the folder's own files.
 
     Raises:
-        UserError: If the name is a path, or a link out of the folder that is not the hub cache's own.
+        UserError: If the name is a path, or a link out of the folder that is not the hub cache's own, or the
+            file may not be read.
     """
     path = folder / name
     if name in ("", ".", "..") or len(name) > MAX_NAME or any(letter in name for letter in "/\\\0"):
-        raise UserError(f"{folder} names a file {name!r}; a checkpoint's files are plain names in its folder")
+        raise UserError(
+            f"{folder} names a file {shown(name)}; a checkpoint's files are plain names in its folder"
+        )
     if not path.is_file():
         if os.path.lexists(path):  # a library might open it by its name all the same
             raise UserError(f"{path} is not a file; a checkpoint holds its files themselves")
         return None
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read by this user")
     home, place = folder.resolve(), path.resolve()
     if place.is_relative_to(home):
         return path
@@ -239,6 +246,8 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers with thousands of digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
     return config
@@ -306,15 +315,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: If the file is damaged or holds anything but tensors.
     """
     # Copied: what is mapped to a file changes with the file.
-    return {name: tensor.clone() for name, tensor in _open_pickle(path).items()}
+    return {name: tensor.clone() for name, tensor in _open_tensors(path).items()}
 
 
-def _open_pickle(path: Path) -> dict[str, Tensor]:
-    """Open a tensor-only pickle, mapped to the file if it is of the format that PyTorch writes since 2020.
+def open_pickle(path: Path) -> Any:
+    """Open a pickle of tensors and plain values, mapped to the file if PyTorch wrote it since 2020.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If the file is damaged or holds anything but tensors, or less of them than it says.
+        UserError: If the file is damaged or holds anything else.
     """
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
@@ -324,11 +333,21 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise UserError(f"{path} is compressed, as PyTorch writes no weights; store it plainly")
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map or None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map or None)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged or unsafe pickle
         raise UserError(unreadable(path, error)) from None
+
+
+def _open_tensors(path: Path) -> dict[str, Tensor]:
+    """Open a tensor-only pickle.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged or holds anything but tensors, or less of them than it says.
+    """
+    tensors = open_pickle(path)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
@@ -371,7 +390,7 @@ def open_weights(folder: Path) -> dict[str, StoredWeight]:
 def open_file(path: Path) -> dict[str, StoredWeight]:
     """Open the weights of one file, as `open_weights` does for all files of a model."""
     if path.suffix != ".safetensors":
-        return dict(_open_pickle(path))
+        return dict(_open_tensors(path))
     try:
         file = safe_open(path, framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -405,11 +424,11 @@ def dtypes_of(weights: Mapping[str, StoredWeight]) -> dict[str, str]:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Say in one sentence that weights are damaged, or hold something else than tensors."""
+    """Say in one sentence that a file of weights is damaged, or holds something else than tensors."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return (
-        f"weights could not be read from {path}, which is damaged or holds more than tensors: {reason[:200]}"
-    )
+    sentence = f"weights could not be read from {path}, which is damaged or holds more than tensors"
+    # What torch says of other pickles is how to open them all the same.
+    return sentence if "weights_only" in reason else f"{sentence}: {reason[:200]}"
 
 
 def iterate_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 FLOATING = re.compile(r"(torch\.)?b?f(loat)?\d+", re.IGNORECASE)
 
+Model = TypeVar("Model", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 """Weights by name, without their values."""
 
@@ -70,19 +72,51 @@ def check_shapes(build: Callable[[], nn.Module], shapes: Shapes, folder: Path) -
     Raises:
         UserError: If weights are missing or of another shape.
     """
-    try:
-        with torch.device("meta"):
-            model = build()
-    except Exception as error:  # noqa: BLE001 - of sizes that no tensor can have, settings that do not go together
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"no model can be built from the config of {folder}: {reason[:200]}") from None
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = build_without_weights(build, folder).state_dict()
     missing = expected.keys() - shapes.keys()
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} weights of the model, the first is {min(missing)}")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise UserError(f"{folder} does not fit the config: {name}: {shapes[name]} instead of {shape}")
+    return refuse_other_shapes(expected, shapes, f"{folder} does not fit the config")
+
+
+def build_without_weights(build: Callable[[], Model], folder: Path) -> Model:
+    """Build a model on PyTorch's meta device, where it takes no memory.
+
+    Args:
+        build: Builds it from a checkpoint's config.
+        folder: The checkpoint's, for messages.
+
+    Raises:
+        UserError: If none can be built.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError:
+        raise
+    # Of sizes that no tensor can have, and settings that do not go together.
+    except (RuntimeError, ValueError, AssertionError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"no model can be built from the config of {folder}: {reason[:200]}") from None
+
+
+def refuse_other_shapes(expected: Mapping[str, Tensor], shapes: Shapes, what: str) -> set[str]:
+    """Refuse stored weights that are of another shape than those of the model.
+
+    Args:
+        expected: The model's weights; what of them is not stored is not looked at.
+        shapes: What is stored.
+        what: Begins the sentence: which file does not fit.
+
+    Returns:
+        Names of stored weights of which the model has none.
+
+    Raises:
+        UserError: If one is of another shape.
+    """
+    for name, weight in expected.items():
+        if name in shapes and shapes[name] != tuple(weight.shape):
+            raise UserError(f"{what}: {name}: {shapes[name]} instead of {tuple(weight.shape)}")
     return set(shapes.keys() - expected.keys())
 
 

@@ -48,6 +48,7 @@ from llava.model.checkpoint_sizes import (
     check_layers,
     check_shapes,
     refuse_nonfinite,
+    refuse_other_shapes,
     refuse_other_types,
     warn_of_surplus,
 )
@@ -439,6 +440,8 @@ def _weights_beside(folder: Path, kind: CheckpointKind) -> dict[str, torch.Tenso
         return {}
     file = PROJECTOR_FILE if kind is CheckpointKind.PROJECTOR else NON_LORA_FILE
     stored = read_tensors(own_file(folder, file) or folder / file)
+    # CLIP's positions are whole numbers, where a whole tower is stored too.
+    refuse_other_types(dtypes_of(stored), [name for name in stored if TOWER not in name], folder / file)
     if kind is CheckpointKind.PROJECTOR:
         # The names may carry any prefix.
         return {
@@ -504,10 +507,9 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path)
     Raises:
         UserError: If one is of another shape.
     """
-    try:
-        return module.load_state_dict(weights, strict=False).unexpected_keys
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit this model: {' '.join(str(error).split())}") from None
+    surplus = refuse_other_shapes(module.state_dict(), shapes_of(weights), f"{path} does not fit this model")
+    module.load_state_dict(weights, strict=False)
+    return sorted(surplus)
 
 
 def _match_vocabulary(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.errors import UserError
-from llava.model.checkpoint_files import PROJECTOR
+from llava.errors import UserError, shown
+from llava.model.checkpoint_files import PROJECTOR, shapes_of
+from llava.model.checkpoint_sizes import refuse_other_shapes
 from llava.model.sharding import gathered_parameters
 
 MOST_NEW_TOKENS = 64  # without embeddings of their own in a checkpoint
@@ -28,13 +29,13 @@ def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) 
         UserError: If the file's tensors do not fit the projector.
     """
     weights = {name.split(PROJECTOR, 1)[1]: tensor for name, tensor in stored.items() if PROJECTOR in name}
-    try:
-        with gathered_parameters(projector.parameters()):
-            projector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} does not fit this model's projector: {' '.join(str(error).split())}"
-        ) from None
+    sentence = f"{path} does not fit this model's projector"
+    with gathered_parameters(projector.parameters()):
+        own = projector.state_dict()
+        unlike = refuse_other_shapes(own, shapes_of(weights), sentence) | (own.keys() - weights.keys())
+        if unlike:
+            raise UserError(f"{sentence}: only one of them has {min(unlike)}")
+        projector.load_state_dict(weights)
 
 
 def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
@@ -47,13 +48,21 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
             ``mm_use_im_start_end``.
 
     Raises:
-        UserError: If the tokenizer has many more tokens than the model, for which memory would be taken.
+        UserError: If the tokenizer has many more tokens than the model, for which memory would be taken, or
+            sequences begin or end with one of them.
     """
     tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
     if getattr(settings, "mm_use_im_start_end", False):
         tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-    tokenizer.add_tokens(tokens, special_tokens=True)
     before = model.config.vocab_size
+    for name in ("bos_token", "eos_token"):
+        number = getattr(tokenizer, f"{name}_id")
+        if number is not None and number >= before:
+            raise UserError(
+                f"the tokenizer's {name} {shown(getattr(tokenizer, name))} has the id {number}, and the "
+                f"model embeddings for {before:,}"
+            )
+    tokenizer.add_tokens(tokens, special_tokens=True)
     if len(tokenizer) > before + MOST_NEW_TOKENS:
         raise UserError(
             f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}; at "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from llava.model.checkpoint_files import (
     NON_LORA_FILE,
     PROJECTOR_FILE,
     CheckpointKind,
+    StoredWeight,
     checkpoint_kind,
+    dtypes_of,
     read_tensors,
+    shapes_of,
 )
+from llava.model.checkpoint_sizes import refuse_other_shapes, refuse_other_types
 from llava.model.loading import QUANTIZATION_KEYS
 from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
@@ -205,12 +210,34 @@ def load_parts(model: nn.Module, path: Path) -> None:
         MissingFileError: If it is not there.
         UserError: If it does not fit the model.
     """
-    try:
-        unexpected = model.load_state_dict(read_tensors(path), strict=False).unexpected_keys
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model: {error}") from error
+    stored = read_tensors(path)
+    unexpected = check_learned(model, stored, path)
     if unexpected:
-        raise UserError(f"{path} holds {unexpected[0]!r}, which the model has not")
+        raise UserError(f"{path} holds {min(unexpected)!r}, which the model has not")
+    model.load_state_dict(stored, strict=False)
+
+
+def check_learned(model: nn.Module, stored: Mapping[str, StoredWeight], path: Path) -> set[str]:
+    """Make sure that a checkpoint has all that a run trains, but for an adapter: see `check_adapter`.
+
+    Args:
+        model: Of the run.
+        stored: Weights of the checkpoint.
+        path: Where they are, for messages.
+
+    Returns:
+        Names of stored weights of which the model has none.
+
+    Raises:
+        UserError: If some are missing, of another shape or no numbers with a fraction.
+    """
+    surplus = refuse_other_shapes(model.state_dict(), shapes_of(stored), f"{path} does not fit the model")
+    refuse_other_types(dtypes_of(stored), stored.keys() - surplus, path)
+    learned = {name for name, one in model.named_parameters() if one.requires_grad and LORA not in name}
+    lacking = learned - stored.keys()
+    if lacking:
+        raise UserError(f"{path} lacks {len(lacking)} of the weights that learn, the first is {min(lacking)}")
+    return surplus
 
 
 def moved_projector(folder: Path) -> Path:

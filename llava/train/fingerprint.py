@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import UserError
+from llava.model.checkpoint_files import own_file, read_config
 
 if TYPE_CHECKING:
     from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -83,16 +84,12 @@ def check_same_run(checkpoint: Path, fingerprint: dict[str, Any], *, anyway: boo
     Raises:
         UserError: If it is of a run that trains something else, or otherwise.
     """
-    path = checkpoint / FINGERPRINT_FILE
-    try:
-        recorded = json.loads(path.read_text())
-    except FileNotFoundError:
+    if own_file(checkpoint, FINGERPRINT_FILE) is None:
         logger.warning(
             "%s does not say what its run trained: that this one is the same is not known", checkpoint
         )
         return
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    recorded = read_config(checkpoint, FINGERPRINT_FILE)
     # What only one of them has is of another version of this program.
     differing = [name for name in fingerprint if name in recorded and recorded[name] != fingerprint[name]]
     if not differing:

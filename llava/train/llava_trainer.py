@@ -19,10 +19,19 @@ from transformers.trainer_utils import SaveStrategy, has_length, rotate_checkpoi
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
-from llava.model.checkpoint_files import NEWLINE, NON_LORA_FILE, PROJECTOR_FILE, TOWER, CheckpointKind
+from llava.model.adapter import adapter_file, check_adapter
+from llava.model.checkpoint_files import (
+    NEWLINE,
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    TOWER,
+    CheckpointKind,
+    open_weights,
+)
 from llava.model.sharding import copy_gathered
 from llava.model.splice import count_supervised
 from llava.train.checkpoint import (
+    check_learned,
     finish_checkpoint,
     load_parts,
     remove_unfinished,
@@ -33,6 +42,7 @@ from llava.train.checkpoint import (
 )
 from llava.train.disk_space import check_space, lacks_space, sizes_of
 from llava.train.meter import TrainingMeter
+from llava.train.resume_state import check_optimizer, check_scheduler
 from llava.utils import on_first_process
 
 logger = logging.getLogger(__name__)
@@ -464,8 +474,19 @@ class LLaVATrainer(Trainer):
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            if not self.is_deepspeed_enabled:
+                check_optimizer(Path(checkpoint), self.optimizer)
+            check_scheduler(Path(checkpoint), self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
+        if self.args.saves is CheckpointKind.FULL:
+            check_learned(self.model, open_weights(folder), folder)
+        if self.args.saves is CheckpointKind.LORA:
+            check_adapter(adapter_file(folder), self.model)
         if self.args.saves is not CheckpointKind.PROJECTOR:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.args.saves is not CheckpointKind.FULL:

@@ -44,6 +44,7 @@ from llava.train.lora import find_all_linear_names
 from llava.train.model_setup import build_model, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
 from llava.train.result import describe_result
+from llava.train.resume_state import check_resume_state
 from llava.utils import (
     exit_on_user_error,
     on_first_process,
@@ -154,6 +155,7 @@ def choose_checkpoint(
     if checkpoint is not None:
         check_resumable(checkpoint, kind, training_args.world_size, bool(training_args.deepspeed))
         check_same_run(checkpoint, fingerprint, anyway=training_args.resume_anyway)
+        check_resume_state(checkpoint, bool(training_args.deepspeed))
         if kind is CheckpointKind.LORA:
             warn_of_other_base(checkpoint, model_args.model_name_or_path)
     check_kind(folder, kind)

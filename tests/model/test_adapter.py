@@ -89,9 +89,13 @@ def test_what_is_in_the_weights_or_says_nothing_is_not_asked(changes, adapter, w
         ({"trainable_token_indices": [1]}, "sets trainable_token_indices"),
         ({"modules_to_save": "(a+)+$"}, "modules_to_save"),
         ({"bias": "some"}, "none, all or lora_only"),
-        ({"init_lora_weights": 1}, "init_lora_weights is '1'"),
+        ({"init_lora_weights": 1}, "init_lora_weights is 1;"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
-        ({"modules_to_save": ["j"]}, "does not fit its base"),
+        ({"modules_to_save": ["j"]}, "has 'j' in modules_to_save; accepted: layers of the base that have no"),
+        ({"modules_to_save": ["nobody"]}, "has 'nobody' in modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "lacks 1 weights of the adapter.*lm_head.weight"),
+        ({"lora_dropout": 2}, "lora_dropout is 2; accepted: a number from 0 to below 1"),
+        ({"use_dora": True}, "lacks 6 weights of the adapter"),
         ({"from_the_future": {"import": "stolen"}}, "sets from_the_future"),
     ],
 )
@@ -116,12 +120,20 @@ def test_alphas_of_single_layers_count(adapter, written):
 @pytest.mark.parametrize(
     ("rename", "reason"),
     [
-        (lambda name: None if "lora_B" in name else name, "lacks the second half of the adapter"),
+        (
+            lambda name: None if "lora_B" in name else name,
+            "lacks 6 weights of the adapter, the first is .*lora_B",
+        ),
         (
             lambda name: name.replace("layers.2.", "layers.9."),
             "no adapter of this model's layers: model.layers.9",
         ),
         (lambda name: name.replace("lora_A", "lora_C"), "no adapter of this model's layers$"),
+        (lambda name: name.replace("base_model.model.", ""), "no place|no adapter|lacks"),
+        (
+            lambda name: name.replace("layers.2.self_attn.q", "visitor.q") if "lora_B" in name else name,
+            "lacks 1 weights of the adapter",
+        ),
     ],
 )
 def test_weights_that_are_no_adapter_of_this_model(rename, reason, adapter):
@@ -131,6 +143,31 @@ def test_weights_that_are_no_adapter_of_this_model(rename, reason, adapter):
         {new: tensor for name, tensor in load_file(path).items() if (new := rename(name)) is not None}, path
     )
     with pytest.raises(UserError, match=reason):
+        load(folder, TINY_LLAVA)
+
+
+def test_weights_that_match_nothing_beside_an_adapter_that_fits_are_refused(adapter):
+    """peft leaves them out, and the answers are those of another model."""
+    folder = adapter()
+    path = folder / "adapter_model.safetensors"
+    visitor = "base_model.model.model.layers.0.self_attn.x_proj.lora_B.weight"
+    save_file(load_file(path) | {visitor: torch.zeros(64, 4)}, path)
+    with pytest.raises(
+        UserError, match=rf"holds 1 of 13 weights for which its base has no place.* {visitor}"
+    ):
+        load(folder, TINY_LLAVA)
+
+
+def test_weights_of_the_base_that_an_adapter_brings_whole_are_used(adapter):
+    """peft stores embeddings so, once a tokenizer has grown."""
+    folder = adapter()
+    path = folder / "adapter_model.safetensors"
+    rows = torch.randn(1600, 64, generator=torch.Generator().manual_seed(1))
+    name = "base_model.model.model.embed_tokens.weight"
+    save_file(load_file(path) | {name: rows}, path)
+    assert torch.equal(load(folder, TINY_LLAVA)[1].model.embed_tokens.weight, rows)
+    save_file(load_file(path) | {name: rows[:-1].clone()}, path)
+    with pytest.raises(UserError, match=r"does not fit its base: .*: \(1599, 64\) instead of \(1600, 64\)"):
         load(folder, TINY_LLAVA)
 
 

@@ -84,19 +84,25 @@ def test_weights_that_were_stored_quantized_are_refused(checkpoint_copy):
     ("changes", "reason"),
     [
         ({"mm_use_im_start_end": "False"}, "mm_use_im_start_end is 'False'; accepted: true or false"),
-        ({"num_hidden_layers": True}, "num_hidden_layers is 'True'; accepted: a whole number above 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; accepted: a whole number above 0"),
         ({"num_attention_heads": 0}, "accepted: a whole number above 0"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is 'nan'; accepted: a number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; accepted: a number"),
         ({"hidden_act": "someone/kernel"}, "hidden_act.*accepted: an activation function's name"),
-        ({"rope_scaling": {"type": "stolen"}}, "rope_scaling.*accepted: an object with the keys rope_type"),
-        ({"rope_scaling": {"type": "linear", "module": "a"}}, "rope_scaling.*accepted: an object"),
+        (
+            {"rope_scaling": {"type": "stolen"}},
+            r"\(rope_scaling\): type is 'stolen'; accepted: one of default",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "module": "a"}},
+            "rope_scaling has the key 'module'; accepted: rope_type",
+        ),
         ({"eos_token_id": [2] * 65}, "eos_token_id.*a token id or a list"),
         ({"image_grid_pinpoints": [[10**6, 10**6]]}, "image_grid_pinpoints.*up to 4096"),
         ({"torch_dtype": "float99"}, "a dtype's name"),
     ],
 )
 def test_a_value_of_another_kind_is_one_sentence(changes, reason, checkpoint_copy):
-    with pytest.raises(UserError, match=rf"config\.json is not a valid Llama config: .*{reason}"):
+    with pytest.raises(UserError, match=rf"config\.json is not a valid Llama config.*{reason}"):
         load(checkpoint_copy(**changes))
 
 
@@ -115,10 +121,10 @@ def test_every_scaling_of_positions_is_taken_over(kind, checkpoint_copy):
     [
         ({"size": {"shortest_edge": 10**6}}, "size is .*accepted: a number of pixels up to 4096"),
         ({"size": {"longest": 1}}, "size is .*accepted: a number of pixels"),
-        ({"crop_size": 10**6}, "crop_size is '1000000'"),
+        ({"crop_size": 10**6}, "crop_size is 1000000"),
         ({"crop_size": {"height": 224, "width": 336}}, "makes images of 336 x 224 pixels.*sees 336 x 336"),
         ({"image_mean": [0.5]}, "image_mean.*three numbers"),
-        ({"resample": 9}, "resample is '9'"),
+        ({"resample": 9}, "resample is 9"),
     ],
 )
 def test_an_image_processor_of_another_size_is_one_sentence(changes, reason, checkpoint_copy):
@@ -175,7 +181,7 @@ def test_resolutions_of_tiles(value, accepted):
 @pytest.mark.parametrize(
     ("file", "changes", "reason"),
     [
-        ("tokenizer_config.json", {"bos_token": 3}, "bos_token is '3'; accepted: a token"),
+        ("tokenizer_config.json", {"bos_token": 3}, "bos_token is 3; accepted: a token"),
         ("tokenizer_config.json", {"bos_token": {"content": "a", "module": "b"}}, "accepted: a token"),
         (
             "tokenizer_config.json",

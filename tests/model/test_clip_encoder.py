@@ -141,7 +141,7 @@ def test_cls_patch_keeps_the_cls_token_in_front():
 def test_questions_are_embedded_as_clip_itself_does(tower, whole_clip):
     texts = ["A cat.", "What is the color of the cat?\nAnswer the question using a single word or phrase."]
     for text in texts:
-        ids = load_clip_tokenizer(tower.folder)(text, return_tensors="pt")
+        ids = load_clip_tokenizer(tower.folder, whole_clip.config.text_config)(text, return_tensors="pt")
         with torch.no_grad():
             pooled = whole_clip.text_model(**ids).pooler_output
             expected = whole_clip.text_projection(pooled)[0]

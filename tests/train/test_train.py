@@ -406,7 +406,7 @@ def test_the_bases_aspect_ratio_stays(command, checkpoint_copy):
     trainer = set_up(command("finetune", model_name_or_path=LLAVA, image_aspect_ratio=None))
     assert trainer.model.config.image_aspect_ratio == "pad"
     assert trainer.train_dataset.data_args.image_aspect_ratio == "pad"
-    tiles = checkpoint_copy(image_aspect_ratio="anyres")
+    tiles = checkpoint_copy(image_aspect_ratio="anyres", image_grid_pinpoints=[[336, 672]])
     with pytest.raises(UserError, match="--image_aspect_ratio is 'anyres'; accepted: square, pad"):
         set_up(command("finetune", model_name_or_path=tiles, image_aspect_ratio=None))
 

@@ -151,13 +151,22 @@ class CLIPVisionTower(nn.Module):
         """Refuse a preprocessor whose images are not of the side, in pixels, that the vision encoder sees.
 
         Raises:
-            UserError: If they are not.
+            UserError: If they are not, or may be smaller before they are cut, or are not cut.
         """
-        crop = self.image_processor.crop_size
+        path, processor = self.folder / "preprocessor_config.json", self.image_processor
+        crop, is_cut = processor.crop_size, processor.do_center_crop
         if (crop["height"], crop["width"]) != (side, side):
             raise UserError(
-                f"{self.folder / 'preprocessor_config.json'} makes images of {crop['width']} x "
-                f"{crop['height']} pixels, and this CLIP sees {side} x {side}"
+                f"{path} makes images of {crop['width']} x {crop['height']} pixels, and this CLIP sees "
+                f"{side} x {side}"
+            )
+        given = {name: processor.size.get(name) for name in ("height", "width", "shortest_edge")}
+        size = {name: pixels for name, pixels in given.items() if pixels}
+        is_small = processor.do_resize and min(size.values()) < side
+        if is_small or not (is_cut or size == {"height": side, "width": side}):
+            raise UserError(
+                f"{path} has size {size} and do_center_crop {is_cut}, which do not give the {side} x {side} "
+                "pixels that this CLIP sees"
             )
 
     def set_token_reduction(self, reduction: Reducer | str | None) -> None:
@@ -186,12 +195,17 @@ class CLIPVisionTower(nn.Module):
                         "the token reduction reads the question with CLIP's text encoder, which "
                         f"{self.folder} lacks"
                     )
+                if self.vision_tower.config.projection_dim != config.projection_dim:
+                    raise UserError(
+                        "the token reduction compares patches with the question, and the CLIP folder "
+                        f"{self.folder} has no projection of both into one space (visual_projection)"
+                    )
                 if own_file(self.folder, "tokenizer.json") is None:
                     # transformers would make a tokenizer that knows no words, to which all questions are the
                     # same.
                     self._require("vocab.json")
                     self._require("merges.txt")
-                tokenizer = load_clip_tokenizer(self.folder)
+                tokenizer = load_clip_tokenizer(self.folder, config)
                 text_tower = load_text_half(config, self.folder).to(device=self.device, dtype=self.dtype)
                 self.text_tower = text_tower
                 self._text_encoder = TextEncoder(text_tower, tokenizer)

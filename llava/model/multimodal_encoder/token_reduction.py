@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.errors import UserError
+from llava.errors import UserError, shown
 
 ACCEPTED_FORMS = (
     "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of "
@@ -423,4 +423,4 @@ def parse_reduction(text: str | None) -> Reducer:
     try:
         return REDUCERS[name].parse(value)
     except (KeyError, ValueError):
-        raise UserError(f"{text!r} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None
+        raise UserError(f"{shown(text)} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None
