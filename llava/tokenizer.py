@@ -7,6 +7,7 @@ The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -391,5 +392,8 @@ def _check_vocabulary(folder: Path, file: str) -> None:
         values = read_config(folder, file)
         if file == "vocab.json":
             pick(values, dict.fromkeys(values, TOKEN_ID), path, "vocabulary")
-    if file == "merges.txt" and not any(path.read_bytes().splitlines()[1:]):
-        raise UserError(f"{path} holds no pairs of pieces to merge")
+    if file == "merges.txt":
+        head, *pairs = path.read_bytes().splitlines() or [b""]
+        # A vocabulary of nothing but bytes needs no pairs, and says so by a whole first line.
+        if not any(pairs) and not re.fullmatch(rb"#version: [\d.]+", head):
+            raise UserError(f"{path} holds no pairs of pieces to merge")

@@ -5,11 +5,11 @@ The trainer and the libraries below it take these files over as they are, whatev
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zipfile
 from collections.abc import Mapping
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +220,8 @@ def _is_alike(stored: Any, own: Any) -> bool:
         return isinstance(stored, Tensor) and stored.shape == own.shape
     if stored is None or own is None:  # a setting that is left to the library
         return True
-    if isinstance(own, Number) and not isinstance(own, bool):
-        return isinstance(stored, Number) and not isinstance(stored, bool) and not np.isnan(stored)
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        return isinstance(stored, int | float) and not isinstance(stored, bool) and not math.isnan(stored)
     return isinstance(stored, type(own))
 
 

@@ -62,7 +62,7 @@ DEEP = Raw("[" * 100_000 + "]" * 100_000)
 NESTED = Raw('{"a":' * 900 + "1" + "}" * 900)
 LONG_NUMBER = Raw("9" * 5000)
 # Of no use to any key, whatever it means.
-NONSENSE = (
+NONSENSE: tuple[Any, ...] = (
     {"a": {"b": []}},
     -1,
     float("nan"),
@@ -76,7 +76,23 @@ NONSENSE = (
 )
 SHARE = 6  # a key gets each sixth value
 # What some keys may be.
-POSSIBLE = (ABSENT, None, True, 0, 1, 2**31, 0.5, "", "x", Raw('"\\ud800"'), [], [1], ["x"], {}, DEEP)
+POSSIBLE: tuple[Any, ...] = (
+    ABSENT,
+    None,
+    True,
+    0,
+    1,
+    2**31,
+    0.5,
+    "",
+    "x",
+    Raw('"\\ud800"'),
+    [],
+    [1],
+    ["x"],
+    {},
+    DEEP,
+)
 # With another value of these a model answers otherwise, and may well be meant to.
 MEANINGFUL = {
     *("mm_vision_token_reduce_func", "mm_vision_select_layer", "mm_vision_select_feature"),
