@@ -7,6 +7,7 @@ The tokenizer that transformers 5 converts from ``tokenizer.model`` gives other 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -26,7 +27,6 @@ from llava.utils import check_characters
 
 VOCABULARY_FILE = "tokenizer.model"
 # The other vocabularies are CLIP's, or say all of a tokenizer.
-WORD_END = "</w>"  # of a piece of CLIP's vocabulary
 VOCABULARY_FILES = (VOCABULARY_FILE, "tokenizer.json", "vocab.json", "merges.txt")
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HIGHEST_ID = 2  # as CLIP's eos_token_id, in configs that transformers wrote until 2023
@@ -397,7 +397,8 @@ def _check_vocabulary(folder: Path, file: str) -> None:
         values = read_config(folder, file)
         if file == "vocab.json":
             pick(values, dict.fromkeys(values, TOKEN_ID), path, "vocabulary")
-    if file == "merges.txt" and not any(path.read_bytes().splitlines()[1:]):
-        words = read_config(folder, "vocab.json") if own_file(folder, "vocab.json") else {}
-        if any(len(word.removesuffix(WORD_END)) > 1 and not word.startswith("<|") for word in words):
-            raise UserError(f"{path} holds no pairs of pieces, of which vocab.json makes words")
+    if file == "merges.txt":
+        head, *pairs = path.read_bytes().splitlines() or [b""]
+        # A vocabulary of nothing but bytes needs no pairs, and says so by a whole first line.
+        if not any(pairs) and not re.fullmatch(rb"#version: [\d.]+", head):
+            raise UserError(f"{path} holds no pairs of pieces to merge")

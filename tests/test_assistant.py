@@ -427,6 +427,11 @@ def test_tiles_that_do_not_fit_the_tower_fail_alone(checkpoint_copy, image):
     assert "image_grid_pinpoints" in str(results[1].error)
 
 
+def test_tiles_without_resolutions_are_refused_before_anything_is_loaded(checkpoint_copy):
+    with pytest.raises(UserError, match="has image_aspect_ratio anyres and lacks image_grid_pinpoints"):
+        Assistant.load(str(checkpoint_copy(image_aspect_ratio="anyres")), device="cpu")
+
+
 def test_finished_answers_come_before_what_the_source_raises(assistant):
     def requests():
         for number in range(5):

@@ -155,7 +155,10 @@ class TransformersEngine(RequestQueue):
         return torch.cat(logits)
 
     def _prefill_together(self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]) -> Tensor:
-        """Run prompts that begin with the same prefix, which is read from the cache; logits (B, V)."""
+        """Run prompts that begin with the same prefix, and read that from the cache; logits (B, V)."""
+        if prefix not in self._prefixes and len(requests) == 1:
+            # Nobody to share it with yet, and a short pass takes long for what it does.
+            return self._prefill_first(requests[0], prefix)
         shared = len(prefix)
         embeddings, mask = pad_left([request.embeddings[shared:] for request in requests])
         self.prefilled_positions += mask.numel()
@@ -176,21 +179,37 @@ class TransformersEngine(RequestQueue):
         self._rows += [self._row(request, logits.device) for request in requests]
         return logits
 
-    def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return keys and values (1, heads, P, head width) of every layer for a prefix (P, H).
+    def _prefill_first(self, request: WaitingRequest, prefix: tuple[int, ...]) -> Tensor:
+        """Run a whole prompt, and keep what its prefix left in the cache; logits (1, V)."""
+        embeddings, mask = pad_left([request.embeddings])
+        self.prefilled_positions += mask.numel()
+        cache = DynamicCache()
+        logits = self._run(embeddings, mask, cache)
+        if prefix:
+            self._keep_prefix(prefix, cache)
+        self._join(cache, mask)
+        self._rows.append(self._row(request, logits.device))
+        return logits
 
-        They are always computed alone, so that it makes no difference to an answer who asked before.
-        """
+    def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values (1, heads, P, head width) of every layer for a prefix (P, H)."""
         if ids not in self._prefixes:
             cache = DynamicCache()
             mask = torch.ones(1, len(ids), dtype=torch.long, device=embeddings.device)
             self._run(embeddings.unsqueeze(0), mask, cache)
             self.prefilled_positions += len(ids)
-            self._prefixes[ids] = cached_keys_and_values(cache)
-            if len(self._prefixes) > PREFIXES_KEPT:
-                self._prefixes.popitem(last=False)
+            self._keep_prefix(ids, cache)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]
+
+    def _keep_prefix(self, ids: tuple[int, ...], cache: DynamicCache) -> None:
+        """Keep the first positions of a cache of one row, and let go of the prefix not used for longest."""
+        self._prefixes[ids] = [
+            (keys[:, :, : len(ids)].clone(), values[:, :, : len(ids)].clone())
+            for keys, values in cached_keys_and_values(cache)
+        ]
+        if len(self._prefixes) > PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
 
     def _row(self, request: WaitingRequest, device: torch.device) -> _Row:
         """Begin the answer of a request."""

@@ -10,7 +10,6 @@ import random
 import re
 import zipfile
 from collections.abc import Mapping
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +220,8 @@ def _is_alike(stored: Any, own: Any) -> bool:
         return isinstance(stored, Tensor) and stored.shape == own.shape
     if stored is None or own is None:  # a setting that is left to the library
         return True
-    if isinstance(own, Number) and not isinstance(own, bool):
-        is_number = isinstance(stored, Number) and not isinstance(stored, bool)
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        is_number = isinstance(stored, int | float) and not isinstance(stored, bool)
         return is_number and not (isinstance(stored, float) and math.isnan(stored))
     return isinstance(stored, type(own))
 

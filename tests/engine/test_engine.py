@@ -104,6 +104,15 @@ def test_a_common_prefix_is_run_once_and_changes_no_answer(engine, long_prompts,
     assert engine.padded_positions == 6 * 30 - (5 + 17 + 9 + 1 + 30 + 12)
 
 
+def test_one_prompt_alone_runs_in_one_pass_and_leaves_its_prefix(engine, long_prompts, monkeypatch):
+    expected = [alone(engine, prompt, max_new_tokens=8) for prompt in long_prompts[:2]]
+    runs = count_positions(engine, monkeypatch)
+    for prompt, tokens in zip(long_prompts, expected, strict=False):
+        request = engine.submit(prompt, Generation(max_new_tokens=8), PREFIX)
+        assert run(engine)[0][request] == tokens
+    assert [positions for _, positions in runs if positions > 1] == [25, 17]
+
+
 def test_rows_with_and_without_a_prefix_run_together(engine, prompts, long_prompts):
     mixed = [prompt for pair in zip(prompts, long_prompts, strict=True) for prompt in pair]
     expected = [alone(engine, prompt, max_new_tokens=6) for prompt in mixed]

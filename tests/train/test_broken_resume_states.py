@@ -26,7 +26,7 @@ RUNS = {
 }
 STATE_KEYS = ("global_step", "max_steps", "epoch", "log_history", "train_batch_size", "stateful_callbacks")
 ABSENT = object()
-WRONG_VALUES: Any = (ABSENT, True, -1, 0.5, 10**30, float("nan"), "x", [], [1], {}, {"a": 1})
+WRONG_VALUES: tuple[Any, ...] = (ABSENT, True, -1, 0.5, 10**30, float("nan"), "x", [], [1], {}, {"a": 1})
 MOST_LETTERS = 600
 
 
@@ -182,8 +182,7 @@ def spoil_random_state() -> dict[str, Callable[[dict], Any]]:
 def optimizer() -> torch.optim.Optimizer:
     """An optimizer of two groups of parameters that has made a step."""
     model = torch.nn.Linear(3, 2)
-    groups: list[dict[str, Any]] = [{"params": [model.weight]}, {"params": [model.bias]}]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW([{"params": [one]} for one in model.parameters()])
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     return optimizer
