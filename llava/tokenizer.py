@@ -126,6 +126,10 @@ class LlamaTokenizer(SentencePieceBackend):
             pieces = pieces[1:]
         return [(piece, max(start - 1, 0), max(end - 1, 0)) for piece, start, end in pieces]
 
+    def _convert_id_to_token(self, index: int) -> str:
+        """Return the piece of an id; nothing for one that only the model has, whose table may be longer."""
+        return super()._convert_id_to_token(index) if index < self.sp_model.get_piece_size() else ""
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to the text they were split from; incomplete characters become U+FFFD."""
         parts: list[str] = []

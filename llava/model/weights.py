@@ -15,6 +15,7 @@ from llava.model.checkpoint_sizes import refuse_other_shapes
 from llava.model.sharding import gathered_parameters
 
 MOST_NEW_TOKENS = 64  # without embeddings of their own in a checkpoint
+MOST_UNUSED_ROWS = 512  # of tables that were made longer, so that their length is a round number
 
 
 def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
@@ -49,7 +50,7 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
 
     Raises:
         UserError: If the tokenizer has many more tokens than the model, for which memory would be taken, or
-            sequences begin or end with one of them.
+            many fewer, or sequences begin or end with one that the model lacks.
     """
     tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(settings, "mm_use_im_patch_token", True) else []
     if getattr(settings, "mm_use_im_start_end", False):
@@ -67,6 +68,11 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
         raise UserError(
             f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}; at "
             f"most {MOST_NEW_TOKENS} new ones are given any"
+        )
+    if before > len(tokenizer) + MOST_UNUSED_ROWS:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}, so it is "
+            f"another model's; at most {MOST_UNUSED_ROWS} may be left without a token"
         )
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -1,11 +1,13 @@
 """Of a stranger's settings only known keys with values of known kinds reach a library."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from llava.assistant import SHAPES_CHECKPOINT
 from llava.errors import UserError
 from llava.model.checkpoint_configs import are_pinpoints, read_clip_configs, read_generation_config
 from llava.tokenizer import LlamaTokenizer, load_tokenizer
@@ -275,6 +277,23 @@ def test_settings_that_no_library_takes_are_one_sentence(changes, checkpoint_cop
         assert "\n" not in str(error)
     else:
         assert changes.keys() == {"pad_token_id"}  # means none
+
+
+def test_a_tokenizer_with_many_fewer_tokens_than_embeddings_is_refused(checkpoint_copy):
+    folder = checkpoint_copy()
+    shutil.copy(SHAPES_CHECKPOINT / "tokenizer.model", folder)
+    shutil.copy(SHAPES_CHECKPOINT / "tokenizer_config.json", folder)
+    with pytest.raises(UserError, match="600 tokens and the model embeddings for 1,600, so it is another"):
+        load(folder)
+
+
+def test_embeddings_without_a_token_have_no_text(checkpoint_copy):
+    tokenizer, model, *_ = load(checkpoint_copy())
+    model.resize_token_embeddings(1664)
+    assert (
+        tokenizer.decode([1650, *tokenizer("a cat", add_special_tokens=False).input_ids]).strip() == "a cat"
+    )
+    assert tokenizer.decode([1650]) == ""
 
 
 def test_a_tokenizer_with_more_tokens_than_there_are_embeddings_for_is_refused(checkpoint_copy):

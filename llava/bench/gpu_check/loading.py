@@ -61,12 +61,14 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
 
 
 def write_checkpoint(folder: Path, size: Size, device: torch.device) -> Path:
-    """Write a checkpoint with random weights, and its CLIP beside it."""
+    """Write a checkpoint with random weights, with as many embeddings as tokens, and its CLIP beside it."""
+    tokenizer = load_tokenizer(bundled_checkpoint())
+    sizes = {**size.first_language_model, "vocab_size": len(tokenizer)}
     clip = write_random_clip(folder / "clip", size.clip, device=device)
-    model = random_language_model(size.first_language_model, device, DTYPE)
+    model = random_language_model(sizes, device, DTYPE)
     model.get_model().add_vision(VisionSettings(str(clip), token_reduction="TRIM:-1"))
     model.save_pretrained(folder / "llava")
-    load_tokenizer(bundled_checkpoint()).save_pretrained(folder / "llava")
+    tokenizer.save_pretrained(folder / "llava")
     return folder / "llava"
 
 
