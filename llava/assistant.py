@@ -185,6 +185,7 @@ class Assistant:
         load_4bit: bool = False,
         vllm: VllmOptions | None = None,
         image_cache_mib: float = CACHE_MIB,
+        compile_vision: bool = False,
     ) -> Assistant:
         """Load a checkpoint.
 
@@ -200,6 +201,7 @@ class Assistant:
             load_4bit: Quantize the language model to 4 bits.
             vllm: How vLLM runs the language model; if missing, transformers does.
             image_cache_mib: The most that encoded images take which are kept for further questions, in MiB.
+            compile_vision: Compile the vision encoder; see `CLIPVisionTower.compile_encoder`.
 
         Raises:
             UserError: If something named here is missing or does not fit; the sentence says what.
@@ -226,7 +228,10 @@ class Assistant:
         name = conv_mode or choose_template(
             getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
         )
-        return cls(loaded, find_template(name), engine, image_cache_mib)
+        assistant = cls(loaded, find_template(name), engine, image_cache_mib)
+        if compile_vision:
+            assistant.encoder.tower.compile_encoder()
+        return assistant
 
     @property
     def whole_model(self) -> LlavaLlamaForCausalLM:

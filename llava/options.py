@@ -107,6 +107,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, with_reduction: bool =
     model.add_argument("--load-8bit", action="store_true", help="quantize the language model to 8 bits")
     model.add_argument("--load-4bit", action="store_true", help="quantize the language model to 4 bits")
     model.add_argument(
+        "--compile-vision",
+        action="store_true",
+        help="compile the vision encoder when the first image is seen, which takes up to a minute",
+    )
+    model.add_argument(
         "--image-cache",
         type=mebibytes,
         metavar="MIB",
@@ -229,6 +234,7 @@ def load_assistant(options: Any) -> "Assistant":
         load_8bit=getattr(options, "load_8bit", False),
         load_4bit=getattr(options, "load_4bit", False),
         vllm=read_vllm_options(options),
+        compile_vision=getattr(options, "compile_vision", False),
         **({} if cache is None else {"image_cache_mib": cache}),
     )
 

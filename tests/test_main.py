@@ -188,6 +188,7 @@ def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPat
                 "load_8bit": False,
                 "load_4bit": True,
                 "vllm": None,
+                "compile_vision": False,
             },
         )
     ]

@@ -31,7 +31,10 @@ def load_subject(options: Any) -> Assistant:
     dtype = parse_dtype(options.dtype, device)
     require_fitting(options.random, device, dtype)
     size = MODEL_SIZES[options.random]
-    return random_assistant(size.language_model, size.clip, device=device, dtype=dtype)
+    assistant = random_assistant(size.language_model, size.clip, device=device, dtype=dtype)
+    if options.compile_vision:
+        assistant.encoder.tower.compile_encoder()
+    return assistant
 
 
 def size_bytes(size: ModelSize, dtype: torch.dtype) -> int:

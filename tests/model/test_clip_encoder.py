@@ -98,6 +98,24 @@ def test_called_as_llava_calls_it_the_tower_gives_tensors(pictures, loaded):
     assert [len(tokens) for tokens in tower(pixels, ["What color is the cat?", "a dog"])] == list(lengths)
 
 
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_features_but_for_rounding():
+    pixels = torch.randn(3, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
+    expected = tower(pixels)
+    tower.compile_encoder()
+    for images in (pixels[:1], pixels):
+        # Worst difference seen: 2e-6.
+        torch.testing.assert_close(tower(images), expected[: len(images)], rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_there_is_nothing_compiled(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, one of g\+\+, clang\+\+, c\+\+"):
+        tower.compile_encoder()
+
+
 def test_a_tower_that_is_not_loaded_says_so():
     tower = CLIPVisionTower(str(TINY_CLIP), settings(mm_vision_token_reduce_func=None), delay_load=True)
     with pytest.raises(UserError, match="is not loaded yet: call its load_model"):

@@ -5,8 +5,10 @@ Shapes: B images, N patches per image, D width of the tower, E width of CLIP's j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from llava.model.placement import hand_over
 from llava.model.splice import ImageText
 from llava.tokenizer import load_clip_tokenizer
 
+COMPILERS = ("g++", "clang++", "c++")
 SELECT_FEATURES = ("patch", "cls_patch")
 
 
@@ -80,6 +83,7 @@ class CLIPVisionTower(nn.Module):
         self.token_reduction: Reducer = parse_reduction(getattr(args, "mm_vision_token_reduce_func", None))
         self.is_loaded = False
         self._text_encoder: TextEncoder | None = None
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         if not delay_load:
             self.load_model()
 
@@ -251,7 +255,28 @@ class CLIPVisionTower(nn.Module):
         check_pixels(images, self.config.image_size)
         images = hand_over(images, self.device, self.dtype)
         with without_autocast(self.device):
-            return self._patches(self.vision_tower.selected_hidden_state(images))
+            return self._patches(self._hidden_state(images))
+
+    def _hidden_state(self, images: Tensor) -> Tensor:
+        """Run the encoder on (B, 3, height, width) pixels, (B, 1 + N, D)."""
+        return (self._compiled or self.vision_tower.selected_hidden_state)(images)
+
+    def compile_encoder(self) -> None:
+        """Let ``torch.compile`` fuse the vision encoder's operations; its rounding is another then.
+
+        It works when the first image is seen, for up to a minute, and once more for the first batch.
+
+        Raises:
+            UserError: If the tower is not loaded, or what compiles is not installed.
+        """
+        self.require_loaded()
+        if self.device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+            raise UserError(
+                f"compiling for a CPU needs a C++ compiler; install one of {', '.join(COMPILERS)}"
+            )
+        if self.device.type == "cuda" and find_spec("triton") is None:
+            raise UserError("compiling for CUDA needs triton: pip install triton")
+        self._compiled = torch.compile(self.vision_tower.selected_hidden_state)
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Take the patch features (B, N, D) from what ``vision_tower(…, output_hidden_states=True)`` gave."""
