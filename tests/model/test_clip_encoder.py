@@ -112,7 +112,7 @@ def test_a_compiled_encoder_gives_the_same_features_but_for_rounding():
 def test_without_a_compiler_there_is_nothing_compiled(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, one of g\+\+, clang\+\+, c\+\+"):
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler; install one of g\+\+, clang\+\+, c\+\+"):
         tower.compile_encoder()
 
 
