@@ -461,13 +461,25 @@ class Assistant:
         """Read an image and, unless it is kept encoded, turn it into pixels; return the error, if any."""
         try:
             image = read_image(source)
-            tower = self.encoder.tower
-            key = (tower.device, tower.dtype, content_key(image))
+            key = (self._seen_as(), content_key(image))
             encoded = self.features.get(key)
             pixels = self.encoder.preprocess(image) if encoded is None else None
             return _ReadImage(key, image.size, pixels, encoded)
         except UserError as error:
             return error
+
+    def _seen_as(self) -> Hashable:
+        """Return what the features of an image depend on beside its content."""
+        config, tower = self.encoder.config, self.encoder.tower
+        cropping = [getattr(config, name, None) for name in ("image_aspect_ratio", "image_grid_pinpoints")]
+        return tower.device, tower.dtype, str(cropping)
+
+    def clear_caches(self) -> None:
+        """Forget what was computed for earlier requests; to be called when weights have been changed."""
+        self.features.clear()
+        self.engine.clear_prefixes()
+        if self.model.get_vision_tower() is not None:
+            self.encoder.tower.clear_text_cache()
 
     def _encode_images(self, images: Collection[_ReadImage]) -> dict[Hashable, EncodedImage]:
         """Return images by their keys; the vision encoder runs over those that are not encoded, each once."""

@@ -75,6 +75,25 @@ def test_a_file_that_has_changed_is_another_image(assistant, pictures, tmp_path,
     assert counts == [1, 1]
 
 
+def test_an_image_is_seen_anew_when_it_is_cropped_otherwise(assistant, pictures, monkeypatch):
+    counts = count_encodings(assistant, monkeypatch)
+    for ratio in ("pad", "square", "pad"):
+        monkeypatch.setattr(assistant.model.config, "image_aspect_ratio", ratio)
+        assistant.answer("What is it?", pictures["img2.png"], SHORT)
+    assert counts == [1, 1]
+
+
+def test_a_model_that_is_converted_answers_on(pictures):
+    assistant = Assistant.load(str(TINY_LLAVA), device="cpu")
+    for _ in range(2):  # the second one leaves its prefix in the cache
+        assistant.answer("What is it?", pictures["img0.png"], SHORT)
+    assistant.model.to(torch.bfloat16)
+    assert assistant.answer("What is it?", pictures["img0.png"], SHORT).cost.new_tokens
+    assert len(assistant.features) == 2
+    assistant.clear_caches()
+    assert len(assistant.features) == 0
+
+
 def test_without_room_an_image_is_encoded_whenever_it_is_asked_about(pictures, monkeypatch):
     assistant = Assistant.load(str(TINY_LLAVA), device="cpu", image_cache_mib=0)
     counts = count_encodings(assistant, monkeypatch)

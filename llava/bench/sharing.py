@@ -75,9 +75,7 @@ def ask(count: int, images: Sequence[Image], new_tokens: int) -> list[Request]:
 
 def seconds(assistant: Assistant, requests: Sequence[Request], batch: int) -> tuple[float, list[str]]:
     """Answer requests with nothing kept of earlier ones; return how long it took and the answers."""
-    assistant.features.clear()
-    assistant.engine.clear()
-    assistant.encoder.tower.clear_text_cache()
+    assistant.clear_caches()
     watch = Stopwatch(assistant.encoder.device)
     answers = [text_of(result) for result in assistant.answer_all(requests, batch)]
     return watch.lap() / 1000, answers

@@ -162,5 +162,8 @@ class Engine(Protocol):
     def step(self) -> list[Event]:
         """Run one step of all requests, and return what happened; nothing if there are none."""
 
+    def clear_prefixes(self) -> None:
+        """Forget what prompts began with, because the weights have changed."""
+
     def clear(self) -> None:
         """Forget all requests without an event, after a step that failed."""

@@ -101,6 +101,9 @@ class RequestQueue:
         self._waiting: deque[WaitingRequest] = deque()
         self._cancelled: set[int] = set()
 
+    def clear_prefixes(self) -> None:
+        """Forget nothing; see `Engine.clear_prefixes`."""
+
     def check(self, generation: Generation) -> None:
         """Refuse nothing; see `Engine.check`."""
 

@@ -7,7 +7,7 @@ H width of the language model, V vocabulary.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,9 @@ from llava.model.placement import hand_over
 
 MAX_ROWS = 16
 MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
-PREFIXES_KEPT = 8  # of a 7B model in 16 bits some 20 MiB each
+PREFIXES_KEPT, PREFIXES_REMEMBERED = 8, 256
 SHORTEST_PREFIX = 16  # positions; a shorter one saves less than its own pass costs
+LONGEST_PREFIX = 256  # positions; of a 7B model in 16 bits 128 MiB
 # Positions whose products take as long as reading the weights once, and so as one more pass: an H100
 # multiplies a 16-bit weight with 265 positions in that time.
 PASS_POSITIONS = {"cpu": 32, "cuda": 256}
@@ -79,7 +80,8 @@ class TransformersEngine(RequestQueue):
         self.max_rows = max_rows
         self.max_positions = max_positions
         self.prefilled_positions = self.padded_positions = 0
-        self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._prefixes: OrderedDict[Hashable, list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._seen_prefixes: OrderedDict[Hashable, None] = OrderedDict()
         self.clear()
 
     @property
@@ -90,10 +92,15 @@ class TransformersEngine(RequestQueue):
     def clear(self) -> None:
         """Forget all requests."""
         super().clear()
-        self._prefixes.clear()
+        self.clear_prefixes()
         self._rows: list[_Row] = []
         self._cache = DynamicCache()  # of all rows
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
+
+    def clear_prefixes(self) -> None:
+        """Forget what prompts began with; see `Engine.clear_prefixes`."""
+        self._prefixes.clear()
+        self._seen_prefixes.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -156,7 +163,7 @@ class TransformersEngine(RequestQueue):
 
     def _prefill_together(self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]) -> Tensor:
         """Run prompts that begin with the same prefix, and read that from the cache; logits (B, V)."""
-        if prefix not in self._prefixes and len(requests) == 1:
+        if len(requests) == 1 and self._prefix_key(prefix, requests[0].embeddings) not in self._prefixes:
             # Nobody to share it with yet, and a short pass takes long for what it does.
             return self._prefill_first(requests[0], prefix)
         shared = len(prefix)
@@ -180,32 +187,48 @@ class TransformersEngine(RequestQueue):
         return logits
 
     def _prefill_first(self, request: WaitingRequest, prefix: tuple[int, ...]) -> Tensor:
-        """Run a whole prompt, and keep what its prefix left in the cache; logits (1, V)."""
+        """Run a whole prompt, and keep what its prefix left in the cache if it comes again; logits (1, V)."""
         embeddings, mask = pad_left([request.embeddings])
         self.prefilled_positions += mask.numel()
         cache = DynamicCache()
         logits = self._run(embeddings, mask, cache)
-        if prefix:
-            self._keep_prefix(prefix, cache)
+        key = self._prefix_key(prefix, request.embeddings)
+        if prefix and self._comes_again(key):
+            self._keep_prefix(key, len(prefix), cache)
         self._join(cache, mask)
         self._rows.append(self._row(request, logits.device))
         return logits
 
+    @staticmethod
+    def _prefix_key(ids: tuple[int, ...], embeddings: Tensor) -> Hashable:
+        """Tell prefixes apart, also those of a model before and after it was moved or converted."""
+        return ids, embeddings.device, embeddings.dtype
+
+    def _comes_again(self, key: Hashable) -> bool:
+        """Tell whether a prefix was there before: one that no other prompt has would be kept for nothing."""
+        was_there = key in self._seen_prefixes
+        self._seen_prefixes[key] = None
+        self._seen_prefixes.move_to_end(key)
+        if len(self._seen_prefixes) > PREFIXES_REMEMBERED:
+            self._seen_prefixes.popitem(last=False)
+        return was_there
+
     def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values (1, heads, P, head width) of every layer for a prefix (P, H)."""
-        if ids not in self._prefixes:
+        key = self._prefix_key(ids, embeddings)
+        if key not in self._prefixes:
             cache = DynamicCache()
             mask = torch.ones(1, len(ids), dtype=torch.long, device=embeddings.device)
             self._run(embeddings.unsqueeze(0), mask, cache)
             self.prefilled_positions += len(ids)
-            self._keep_prefix(ids, cache)
-        self._prefixes.move_to_end(ids)
-        return self._prefixes[ids]
+            self._keep_prefix(key, len(ids), cache)
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key]
 
-    def _keep_prefix(self, ids: tuple[int, ...], cache: DynamicCache) -> None:
+    def _keep_prefix(self, key: Hashable, length: int, cache: DynamicCache) -> None:
         """Keep the first positions of a cache of one row, and let go of the prefix not used for longest."""
-        self._prefixes[ids] = [
-            (keys[:, :, : len(ids)].clone(), values[:, :, : len(ids)].clone())
+        self._prefixes[key] = [
+            (keys[:, :, :length].clone(), values[:, :, :length].clone())
             for keys, values in cached_keys_and_values(cache)
         ]
         if len(self._prefixes) > PREFIXES_KEPT:
@@ -320,8 +343,8 @@ class TransformersEngine(RequestQueue):
 
 def _shared_prefix(request: WaitingRequest) -> tuple[int, ...]:
     """Return the ids of a request's prefix, if it is worth a pass of its own and leaves something to run."""
-    is_worth_it = SHORTEST_PREFIX <= len(request.prefix) < len(request.embeddings)
-    return request.prefix if is_worth_it else ()
+    ids = request.prefix[:LONGEST_PREFIX]
+    return ids if SHORTEST_PREFIX <= len(ids) < len(request.embeddings) else ()
 
 
 def buckets(lengths: Sequence[int], pass_positions: int) -> list[list[int]]:
@@ -358,7 +381,7 @@ def _with_padding_first(
     source = torch.where(place < pads, place + shared, place - pads)
     source = torch.where(place < pads + shared, source, place)  # (B, T)
     moved = cache_of(
-        tuple(one.gather(2, source[:, None, :, None].expand_as(one)) for one in layer)
+        tuple(one.gather(2, source.to(one.device)[:, None, :, None].expand_as(one)) for one in layer)
         for layer in cached_keys_and_values(cache)
     )
     return moved, mask.gather(1, source)

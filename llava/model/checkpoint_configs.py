@@ -185,7 +185,10 @@ LLAVA_KEYS: dict[str, Kind] = {
     **_each("mm_vision_tower vision_tower mm_vision_select_feature mm_vision_token_reduce_func", TEXT),
     **_each("mm_projector_type conv_template", TEXT),
     "mm_patch_merge_type": _one_of("flat", "spatial", "spatial_unpad"),
-    "image_aspect_ratio": _one_of("square", "pad", "anyres"),
+    "image_aspect_ratio": (
+        "pad, anyres, or square or another word for CLIP's resize and crop",
+        lambda value: isinstance(value, str) and (value == "anyres" or not value.startswith("anyres")),
+    ),
     "tokenizer_padding_side": SIDES_OF_TEXT,
     "bnb_4bit_quant_type": _one_of("nf4", "fp4"),
     **_each("mm_use_im_start_end mm_use_im_patch_token tune_mm_mlp_adapter freeze_mm_mlp_adapter", FLAG),

@@ -11,9 +11,9 @@ import torch
 
 from llava.errors import UserError
 from llava.model.checkpoint_configs import read_llava_config
-from llava.model.checkpoint_files import PROJECTOR, TOWER, open_weights, resolve_folder, shapes_of
+from llava.model.checkpoint_files import NEWLINE, PROJECTOR, TOWER, open_weights, resolve_folder, shapes_of
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.loading import load_language_model
+from llava.model.loading import load_checkpoint, load_language_model
 from llava.model.placement import Placement
 from llava.model.saving import check_output_folder
 from llava.tokenizer import load_tokenizer
@@ -23,7 +23,7 @@ GROWN = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def load_float16(name: str) -> tuple[LlavaLlamaForCausalLM, Path]:
-    """Load the language model and projector of a full checkpoint in float16, without CLIP.
+    """Load a full checkpoint in float16, and CLIP only if it was trained with the model.
 
     Args:
         name: Folder or hub id.
@@ -36,7 +36,10 @@ def load_float16(name: str) -> tuple[LlavaLlamaForCausalLM, Path]:
     """
     folder = resolve_folder(name)
     placement = Placement(torch.device("cpu"), torch.float16)
-    return load_language_model(folder, read_llava_config(folder), placement), folder
+    config = read_llava_config(folder)
+    if getattr(config, "unfreeze_mm_vision_tower", False):
+        return load_checkpoint(folder, None, placement).model, folder
+    return load_language_model(folder, config, placement), folder
 
 
 def save_float16(model: LlavaLlamaForCausalLM, tokenizer_of: Path, target: Path) -> None:
@@ -57,7 +60,7 @@ def add_base(model: LlavaLlamaForCausalLM, base: str, sign: int) -> None:
     """Add the weights of a base to those of a model, or subtract them.
 
     Args:
-        model: Changed in place; its projector is its own and stays.
+        model: Changed in place; what it has of vision is its own and stays.
         base: Folder or hub id of the language model.
         sign: 1 makes a model of a difference, -1 the reverse.
 
@@ -68,7 +71,7 @@ def add_base(model: LlavaLlamaForCausalLM, base: str, sign: int) -> None:
     stored = open_weights(folder)
     shapes = shapes_of(stored)
     for name, weight in model.state_dict().items():
-        if name.startswith(TOWER) or PROJECTOR in name:
+        if name.startswith(TOWER) or PROJECTOR in name or name == NEWLINE:
             continue
         shape = shapes.get(name, ())
         rows = shape[0] if name in GROWN and shape else len(weight)

@@ -540,4 +540,5 @@ def _fill_tower(model: LlavaMetaForCausalLM, weights: dict[str, torch.Tensor], p
     own = tower.state_dict()
     named = {name.removeprefix(TOWER): tensor for name, tensor in weights.items() if name.startswith(TOWER)}
     _fill(tower, {name: tensor for name, tensor in named.items() if name in own}, path)
+    tower.has_own_weights = True
     tower.clear_text_cache()

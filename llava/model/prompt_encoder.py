@@ -117,12 +117,17 @@ class PromptEncoder:
         """The vision tower.
 
         Raises:
-            UserError: If the model has none, or it is not loaded.
+            UserError: If the model has none, or it is not loaded, or not with the checkpoint's own weights.
         """
         tower = self._model.get_vision_tower()
         if tower is None:
             raise UserError("images were given to a model without a vision tower")
         tower.require_loaded()
+        if getattr(self.config, "unfreeze_mm_vision_tower", False) and not tower.has_own_weights:
+            raise UserError(
+                "the checkpoint trained its vision tower, and that of CLIP is loaded: load it with "
+                "llava.load_pretrained_model"
+            )
         return tower
 
     @property

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,11 @@ from llava.model.checkpoint_files import TOWER, lies_beside, name_elsewhere
 
 if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+
+# Settings of generation that count only where tokens are drawn by chance, and only with several beams.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+OF_BEAMS = ("length_penalty", "early_stopping")
 
 
 def check_output_folder(folder: str | Path) -> None:
@@ -60,14 +68,28 @@ def full_state_dict(
     state = {name: tensor for name, tensor in state.items() if not name.startswith(TOWER)}
     tower = model.get_vision_tower()
     if tower is not None and getattr(model.config, "unfreeze_mm_vision_tower", False):
+        tower.require_loaded()
         state |= {f"{TOWER}{name}": tensor.cpu() for name, tensor in tower.state_dict().items()}
     return state
 
 
-def complete_sampling(model: LlavaLlamaForCausalLM) -> None:
-    """Let a model's sampling settings be saved: Vicuna has a temperature without saying that it samples."""
+@contextmanager
+def valid_generation_config(model: LlavaLlamaForCausalLM) -> Iterator[None]:
+    """Let a model's generation settings be saved while the block runs.
+
+    Vicuna has a temperature and does not say that it samples, which transformers loads and refuses to save.
+    Such settings, which count for nothing, are left out of the copy that is saved.
+    """
     settings = model.generation_config
-    if settings is not None and (
-        settings.temperature not in (None, 1.0) or settings.top_p not in (None, 1.0)
-    ):
-        settings.do_sample = True
+    saved = deepcopy(settings)
+    if settings is not None and not settings.do_sample:
+        for name in SAMPLING:
+            setattr(saved, name, None)
+    if settings is not None and (settings.num_beams or 1) == 1:
+        for name in OF_BEAMS:
+            setattr(saved, name, None)
+    model.generation_config = saved
+    try:
+        yield
+    finally:
+        model.generation_config = settings

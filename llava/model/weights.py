@@ -15,7 +15,7 @@ from llava.model.checkpoint_sizes import refuse_other_shapes
 from llava.model.sharding import gathered_parameters
 
 MOST_NEW_TOKENS = 64  # without embeddings of their own in a checkpoint
-MOST_UNUSED_ROWS = 512  # of tables that were made longer, so that their length is a round number
+MOST_UNUSED_ROWS, MOST_UNUSED_SHARE = 512, 0.05  # of tables that were made longer than there are tokens
 
 
 def load_projector(projector: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
@@ -69,10 +69,12 @@ def add_image_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, settings: A
             f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}; at "
             f"most {MOST_NEW_TOKENS} new ones are given any"
         )
-    if before > len(tokenizer) + MOST_UNUSED_ROWS:
+    unused = before - len(tokenizer)
+    if unused > max(MOST_UNUSED_ROWS, MOST_UNUSED_SHARE * before):
         raise UserError(
             f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {before:,}, so it is "
-            f"another model's; at most {MOST_UNUSED_ROWS} may be left without a token"
+            f"another model's; {unused:,} would have no token, and at most "
+            f"{max(MOST_UNUSED_ROWS, int(MOST_UNUSED_SHARE * before)):,} may"
         )
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -47,6 +47,18 @@ SCALER_KEYS: dict[str, Kind] = {
 }
 # Of PyTorch's Adam, by parameter; True where the shape is the parameter's.
 ADAM_STATE = {"step": False, "exp_avg": True, "exp_avg_sq": True}
+# What the state of an optimizer or of a schedule has in all versions of PyTorch; the rest has its default.
+NEEDED_STATE = {
+    *ADAM_STATE,
+    "params",
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "last_epoch",
+    "base_lrs",
+    "_last_lr",
+}
 
 
 def check_resume_state(checkpoint: Path, with_deepspeed: bool) -> None:
@@ -185,11 +197,15 @@ def check_scheduler(checkpoint: Path, scheduler: Any) -> None:
         UserError: If its file is damaged, or is of another kind of schedule.
     """
     path = checkpoint / SCHEDULER_NAME
-    _refuse_unlike(_read_object(path), scheduler.state_dict(), path, "it")
+    stored = _read_object(path)
+    # All of it becomes attributes, and a method is none of a schedule's state.
+    if overwritten := sorted(name for name in stored if callable(getattr(type(scheduler), str(name), None))):
+        raise UserError(f"{path} is not of this run: it has {shown(overwritten[0])}")
+    _refuse_unlike(stored, scheduler.state_dict(), path, "it")
 
 
 def _refuse_unlike(stored: Any, own: Any, path: Path, where: str) -> None:
-    """Refuse a state that is not built as the run's own: with other keys, lengths, shapes or kinds of values.
+    """Refuse a state that is not built as the run's own: other lengths, shapes or kinds, or keys missing.
 
     Args:
         stored: The state, or a part of it.
@@ -203,7 +219,7 @@ def _refuse_unlike(stored: Any, own: Any, path: Path, where: str) -> None:
     if not _is_alike(stored, own):
         raise UserError(f"{path} is not of this run: {where} is {_kind(stored)}, and here {_kind(own)}")
     if isinstance(own, Mapping):
-        for name in own:
+        for name in own.keys() & stored.keys():
             _refuse_unlike(stored[name], own[name], path, f"{where}[{name!r}]")
     elif isinstance(own, list | tuple):
         for index, (one, other) in enumerate(zip(stored, own, strict=True)):
@@ -213,7 +229,7 @@ def _refuse_unlike(stored: Any, own: Any, path: Path, where: str) -> None:
 def _is_alike(stored: Any, own: Any) -> bool:
     """Tell whether two values are of one kind, not looking at what is in them."""
     if isinstance(own, Mapping):
-        return isinstance(stored, dict) and stored.keys() == own.keys()
+        return isinstance(stored, dict) and not (own.keys() & NEEDED_STATE) - stored.keys()
     if isinstance(own, list | tuple):
         return isinstance(stored, list | tuple) and len(stored) == len(own)
     if isinstance(own, Tensor):

@@ -78,6 +78,7 @@ def test_what_only_the_missing_layers_would_tell_is_refused(tower, use):
     outputs = tower.vision_tower(torch.zeros(1, 3, 336, 336), output_hidden_states=True)
     with pytest.raises(UserError, match="ends at the layer that LLaVA reads"):
         use(outputs)
+    assert not hasattr(outputs.last_hidden_state, "to")  # what moves outputs between devices asks this
 
 
 def test_called_as_llava_calls_it_the_tower_gives_tensors(pictures, loaded):

@@ -53,6 +53,21 @@ def test_base_and_difference_make_the_model(base: Path, tmp_path: Path):
     assert load(again)[0]("What is it?").input_ids == load(TINY_LLAVA)[0]("What is it?").input_ids
 
 
+def test_what_a_model_has_of_vision_stays(base: Path, checkpoint_copy, tmp_path: Path):
+    folder = checkpoint_copy(unfreeze_mm_vision_tower=True, mm_patch_merge_type="spatial_unpad")
+    weight = "model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight"
+    own = {weight: torch.full((48,), 3.0), "model.image_newline": torch.full((64,), 2.0)}
+    torch.save(dict(iterate_weights(folder)) | own, folder / "pytorch_model.bin")
+    flags = ["--base-model-path", str(base)]
+    delta, again, new = (tmp_path / name for name in ("delta", "again", "new"))
+    assert make_delta.main([*flags, "--target-model-path", str(folder), "--delta-path", str(delta)]) == 0
+    assert apply_delta.main([*flags, "--target-model-path", str(again), "--delta-path", str(delta)]) == 0
+    assert consolidate.main(["--src", str(folder), "--dst", str(new)]) == 0
+    for result in (delta, again, new):
+        stored = load_file(result / "model.safetensors")
+        assert all(torch.equal(stored[name].float(), value) for name, value in own.items())
+
+
 def test_a_base_of_another_size_is_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     weights = dict(iterate_weights(base))
     weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from llava.errors import MissingFileError, UserError
 from llava.model.builder import load_pretrained_model
@@ -18,6 +19,7 @@ from llava.model.checkpoint_files import (
     read_tensors,
     resolve_folder,
 )
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement, parse_device, parse_dtype
 from tests.conftest import TINY_CLIP, TINY_CLIP_SIZES, TINY_LLAVA
@@ -144,6 +146,35 @@ def test_shards_and_safetensors_load_alike(checkpoint_copy, loaded):
     shutil.copy(folder / "tokenizer.model", folder / "saved")
     shutil.copy(folder / "tokenizer_config.json", folder / "saved")
     assert torch.equal(logits(load(folder / "saved")[1]), logits(loaded[1]))
+
+
+def test_a_tower_that_a_checkpoint_trained_is_not_replaced_by_clips(checkpoint_copy):
+    folder = checkpoint_copy(unfreeze_mm_vision_tower=True, mm_vision_tower=str(TINY_CLIP))
+    model = LlavaLlamaForCausalLM.from_pretrained(folder).eval()
+    with pytest.raises(UserError, match="is not loaded yet"):
+        model.save_pretrained(folder.parent / "saved")
+    model.get_vision_tower().load_model()
+    with pytest.raises(UserError, match="trained its vision tower, and that of CLIP is loaded"):
+        logits(model)
+
+
+def test_saving_changes_nothing_of_how_a_model_answers(checkpoint_copy, tmp_path):
+    tokenizer, model, *_ = load(checkpoint_copy())
+    model.generation_config = GenerationConfig(temperature=0.9, top_p=0.6, top_k=40, length_penalty=2.0)
+    before = model.generation_config.to_dict()
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert model.generation_config.to_dict() == before
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert (saved.do_sample or False, saved.temperature, saved.top_k) == (False, None, None)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.9)
+    model.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").temperature == 0.9
+
+
+def test_quantized_weights_are_not_saved(tmp_path):
+    with pytest.raises(UserError, match="8-bit and 4-bit weights cannot be saved"):
+        load(TINY_LLAVA, load_4bit=True)[1].save_pretrained(tmp_path / "saved")
 
 
 def test_a_saved_model_finds_its_vision_tower_from_anywhere(checkpoint_copy, loaded, tmp_path):

@@ -188,6 +188,18 @@ def optimizer() -> torch.optim.Optimizer:
     return optimizer
 
 
+def test_a_state_of_an_older_torch_is_accepted(optimizer, tmp_path):
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["decoupled_weight_decay"]  # which came with torch 2.7
+    torch.save(state, tmp_path / "optimizer.pt")
+    check_optimizer(tmp_path, optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    state = {name: value for name, value in scheduler.state_dict().items() if name != "_is_initial"}
+    torch.save(state, tmp_path / "scheduler.pt")
+    check_scheduler(tmp_path, scheduler)
+
+
 @pytest.mark.parametrize("how", spoil_optimizer())
 def test_an_optimizer_of_something_else(how, optimizer, tmp_path):
     path = tmp_path / "optimizer.pt"

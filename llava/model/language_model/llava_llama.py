@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llava.errors import UserError
 from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.prompt_encoder import Images
-from llava.model.saving import complete_config, complete_sampling, full_state_dict
+from llava.model.saving import complete_config, full_state_dict, valid_generation_config
 from llava.model.splice import ImageText, count_supervised
 
 
@@ -137,10 +138,16 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             is_main_process: Transformers' argument.
             state_dict: The weights, where they had to be gathered. CLIP is left out unless it was trained.
             **kwargs: Transformers' other arguments.
+
+        Raises:
+            UserError: If the weights are quantized, which no checkpoint of this kind can hold.
         """
+        if getattr(self, "is_quantized", False):
+            raise UserError("8-bit and 4-bit weights cannot be saved; load the model without quantization")
         complete_config(self, Path(save_directory))
-        complete_sampling(self)
-        super().save_pretrained(save_directory, is_main_process, full_state_dict(self, state_dict), **kwargs)
+        weights = full_state_dict(self, state_dict)
+        with valid_generation_config(self):
+            super().save_pretrained(save_directory, is_main_process, weights, **kwargs)
 
     @torch.no_grad()
     def generate(

@@ -55,6 +55,7 @@ class CLIPVisionTower(nn.Module):
         select_feature: ``patch`` leaves the CLS token out, ``cls_patch`` keeps it in front.
         token_reduction: The reducer in force; change it with `set_token_reduction`.
         vision_tower: CLIP's vision encoder with its projection, once loaded.
+        has_own_weights: Whether its weights were trained with a checkpoint and come from there.
         text_tower: CLIP's text encoder with its projection, once needed.
     """
 
@@ -82,6 +83,7 @@ class CLIPVisionTower(nn.Module):
             )
         self.token_reduction: Reducer = parse_reduction(getattr(args, "mm_vision_token_reduce_func", None))
         self.is_loaded = False
+        self.has_own_weights = False
         self._text_encoder: TextEncoder | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if not delay_load:
@@ -277,6 +279,10 @@ class CLIPVisionTower(nn.Module):
         if self.device.type == "cuda" and find_spec("triton") is None:
             raise UserError("compiling for CUDA needs triton: pip install triton")
         self._compiled = torch.compile(self.vision_tower.selected_hidden_state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is compiled to the original: it computes with the original's weights."""
+        return {**super().__getstate__(), "_compiled": None}
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Take the patch features (B, N, D) from what ``vision_tower(…, output_hidden_states=True)`` gave."""

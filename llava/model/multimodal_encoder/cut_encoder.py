@@ -70,11 +70,15 @@ class CutVisionModel(CLIPVisionModelWithProjection):
         )
 
 
+class NotComputedError(UserError, AttributeError):
+    """Something was asked for that layers compute which were not built."""
+
+
 class NotComputed:
     """Stands where a tensor would be that layers compute which were not built."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise UserError(
+        raise NotComputedError(
             "this CLIP vision encoder ends at the layer that LLaVA reads (mm_vision_select_layer), so what "
             "the layers above it compute is not there; load CLIP itself with transformers for that"
         )
