@@ -20,6 +20,7 @@ from llava.bench.pictures import random_pictures
 from llava.bench.subject import load_subject
 from llava.engine.base import Generation
 from llava.engine.stopwatch import Stopwatch
+from llava.engine.transformers_engine import TransformersEngine
 from llava.messages import Answer, Failure, Request
 from llava.options import CommandParser, add_model_options, positive
 from llava.utils import exit_on_user_error
@@ -64,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         different += sum(map(str.__ne__, answers, expected))
     report(f"{options.batch} questions about as many pictures, in a batch against one at a time", turns[1:])
     print(f"answers that differ: {different} of {len(turns) * options.batch}")
+    engine = assistant.engine
+    if isinstance(engine, TransformersEngine):
+        share = engine.padded_positions / engine.prefilled_positions
+        print(f"padding: {share:.1%} of the {engine.prefilled_positions:,} positions of all prompts")
 
 
 def ask(count: int, images: Sequence[Image], new_tokens: int) -> list[Request]:

@@ -19,6 +19,7 @@ def test_sharing_is_measured(capsys: pytest.CaptureFixture[str]):
         median, lowest, highest = map(float, found.groups())
         assert 0 < lowest <= median <= highest
     assert out[3] == "answers that differ: 0 of 12"
+    assert re.fullmatch(r"padding: \d+\.\d% of the [\d,]+ positions of all prompts", out[4])
 
 
 def test_every_turn_encodes_its_pictures_anew(monkeypatch: pytest.MonkeyPatch):
