@@ -45,8 +45,8 @@ def runs_a_command() -> bool:
     if script == "-m":  # while Python looks for the module
         module = next((after for word, after in pairwise(sys.orig_argv) if word == "-m"), "")
         return module.partition(".")[0] == "llava"
-    script = os.path.abspath(script)  # noqa: PTH100
-    name = os.path.basename(script)  # noqa: PTH119
+    script = os.path.abspath(script)  # noqa: PTH100 - see above
+    name = os.path.basename(script)  # noqa: PTH119 - see above
     return name in ("llava", "llava.exe") or script.startswith(_PACKAGE + os.sep)
 
 
@@ -126,7 +126,7 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
 
 
 class _Output(io.FileIO):

@@ -16,7 +16,7 @@ from llava.model.adapter import find_other_base
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, iterate_weights, resolve_folder
 from llava.model.loading import load_checkpoint
 from llava.model.placement import Placement
-from llava.model.saving import check_output_folder
+from llava.model.saving import check_output_folder, refuse_existing_model
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error, setup_logging
 
@@ -57,8 +57,7 @@ def merge_lora(model_path: str, model_base: str, target: Path, force: bool = Fal
     folder = resolve_folder(model_path)
     if checkpoint_kind(folder) is not CheckpointKind.LORA:
         raise UserError(f"{folder} is not a LoRA checkpoint: it has no adapter_model.safetensors")
-    if (target / "config.json").exists():
-        raise UserError(f"{target} holds a model already; name another folder with --save-model-path")
+    refuse_existing_model(target, "--save-model-path")
     base = resolve_folder(model_base)
     placement = Placement(torch.device("cpu"), stored_dtype(base))
     named = find_other_base(folder, model_base)

@@ -162,17 +162,20 @@ class TransformersEngine(RequestQueue):
         return torch.cat(logits)
 
     def _prefill_together(self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]) -> Tensor:
-        """Run prompts that begin with the same prefix, and read that from the cache; logits (B, V)."""
-        if len(requests) == 1 and self._prefix_key(prefix, requests[0].embeddings) not in self._prefixes:
-            # Nobody to share it with yet, and a short pass takes long for what it does.
-            return self._prefill_first(requests[0], prefix)
-        shared = len(prefix)
+        """Run prompts that begin with the same prefix, and read that from the cache; logits (B, V).
+
+        One that nobody shares its prefix with yet runs whole, since a short pass takes long for what it does;
+        its prefix is kept if it has come before.
+        """
+        key = self._prefix_key(prefix, requests[0].embeddings)
+        is_shared = len(requests) > 1 or key in self._prefixes
+        shared = len(prefix) if is_shared else 0
         embeddings, mask = pad_left([request.embeddings[shared:] for request in requests])
         self.prefilled_positions += mask.numel()
         padding = mask.shape[1] - mask.sum(dim=1)
         self.padded_positions += mask.numel() - sum(len(one.embeddings) - shared for one in requests)
         cache = DynamicCache()
-        if prefix:
+        if shared:
             rows = len(requests)
             cache = cache_of(
                 tuple(one.expand(rows, -1, -1, -1) for one in layer)
@@ -180,23 +183,12 @@ class TransformersEngine(RequestQueue):
             )
             mask = F.pad(mask, (shared, 0), value=1)
         logits = self._run(embeddings, mask, cache)
-        if prefix and len(requests) > 1:
+        if prefix and not is_shared and self._comes_again(key):
+            self._keep_prefix(key, len(prefix), cache)
+        if shared and len(requests) > 1:
             cache, mask = _with_padding_first(cache, mask, padding, shared)
         self._join(cache, mask)
         self._rows += [self._row(request, logits.device) for request in requests]
-        return logits
-
-    def _prefill_first(self, request: WaitingRequest, prefix: tuple[int, ...]) -> Tensor:
-        """Run a whole prompt, and keep what its prefix left in the cache if it comes again; logits (1, V)."""
-        embeddings, mask = pad_left([request.embeddings])
-        self.prefilled_positions += mask.numel()
-        cache = DynamicCache()
-        logits = self._run(embeddings, mask, cache)
-        key = self._prefix_key(prefix, request.embeddings)
-        if prefix and self._comes_again(key):
-            self._keep_prefix(key, len(prefix), cache)
-        self._join(cache, mask)
-        self._rows.append(self._row(request, logits.device))
         return logits
 
     @staticmethod

@@ -20,7 +20,9 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
         UserError: If a model is missing, they do not fit, or the result cannot be written.
     """
     from llava.model.delta import add_base, load_float16, save_float16
+    from llava.model.saving import refuse_existing_model
 
+    refuse_existing_model(Path(target_model_path), "--target-model-path")
     model, folder = load_float16(delta_path)
     add_base(model, base_model_path, sign=1)
     save_float16(model, folder, Path(target_model_path))

@@ -19,7 +19,9 @@ def consolidate_ckpt(src_path: str, dst_path: str) -> None:
         UserError: If the checkpoint is missing or damaged, or the result cannot be written.
     """
     from llava.model.delta import load_float16, save_float16
+    from llava.model.saving import refuse_existing_model
 
+    refuse_existing_model(Path(dst_path), "--dst")
     model, folder = load_float16(src_path)
     save_float16(model, folder, Path(dst_path))
 

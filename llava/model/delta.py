@@ -46,10 +46,8 @@ def save_float16(model: LlavaLlamaForCausalLM, tokenizer_of: Path, target: Path)
     """Write a model and the tokenizer of a folder.
 
     Raises:
-        UserError: If ``target`` holds a model already or cannot be written.
+        UserError: If ``target`` cannot be written.
     """
-    if (target / "config.json").exists():
-        raise UserError(f"{target} holds a model already; name another folder")
     check_output_folder(target)
     model.save_pretrained(target)
     load_tokenizer(tokenizer_of).save_pretrained(target)

@@ -23,7 +23,9 @@ def make_delta(
         UserError: If a model is missing, they do not fit, or the result cannot be written.
     """
     from llava.model.delta import add_base, load_float16, save_float16
+    from llava.model.saving import refuse_existing_model
 
+    refuse_existing_model(Path(delta_path), "--delta-path")
     model, folder = load_float16(target_model_path)
     add_base(model, base_model_path, sign=-1)
     save_float16(model, folder, Path(delta_path))

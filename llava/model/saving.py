@@ -23,6 +23,20 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 OF_BEAMS = ("length_penalty", "early_stopping")
 
 
+def refuse_existing_model(folder: Path, option: str) -> None:
+    """Refuse to write a model where there is one, before minutes go into it.
+
+    Args:
+        folder: Where the result is to go.
+        option: What names it on the command line.
+
+    Raises:
+        UserError: If it holds a model.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a model already; name another folder with {option}")
+
+
 def check_output_folder(folder: str | Path) -> None:
     """Create the output folder if need be.
 
