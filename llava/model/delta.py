@@ -13,7 +13,7 @@ from llava.errors import UserError
 from llava.model.checkpoint_configs import read_llava_config
 from llava.model.checkpoint_files import NEWLINE, PROJECTOR, TOWER, open_weights, resolve_folder, shapes_of
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.loading import load_checkpoint, load_language_model
+from llava.model.loading import load_checkpoint, load_language_model, quiet_transformers
 from llava.model.placement import Placement
 from llava.model.saving import check_output_folder
 from llava.tokenizer import load_tokenizer
@@ -49,7 +49,8 @@ def save_float16(model: LlavaLlamaForCausalLM, tokenizer_of: Path, target: Path)
         UserError: If ``target`` cannot be written.
     """
     check_output_folder(target)
-    model.save_pretrained(target)
+    with quiet_transformers():
+        model.save_pretrained(target)
     load_tokenizer(tokenizer_of).save_pretrained(target)
 
 

@@ -332,7 +332,7 @@ def _check_width(tower: CLIPVisionTower, config: LlavaConfig) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence reports on keys and progress: what matters of them is checked here and raised as an error."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -375,7 +375,7 @@ def _load_weights(found: CheckpointParts, placement: Placement) -> LlavaLlamaFor
     if device_map is None and (placement.device.type != "cpu" or placement.quantization is not None):
         device_map = {"": placement.device}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             # The library gets weights and settings and never the folder, of which it would read more.
             model = LlavaLlamaForCausalLM.from_pretrained(
                 None,

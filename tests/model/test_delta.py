@@ -82,6 +82,7 @@ def test_a_checkpoint_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixt
     target = tmp_path / "new"
     flags = ["--src", str(TINY_LLAVA), "--dst", str(target)]
     assert consolidate.main(flags) == 0
+    assert capsys.readouterr().err == ""
     assert {weight.dtype for weight in load_file(target / "model.safetensors").values()} == {torch.float16}
     expected = logits(load(TINY_LLAVA)[1])
     # Worst difference seen: 4e-4, of weights in float16.
