@@ -26,6 +26,7 @@ from llava.conversation import (
     wrap_image_tokens,
 )
 from llava.engine.base import Engine, Event, Generation
+from llava.engine.recorded_steps import recorder_for
 from llava.engine.router import Router
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
@@ -34,6 +35,7 @@ from llava.errors import MissingFileError, PromptTooLongError, UserError
 from llava.image_features import CACHE_MIB, FeatureCache, content_key
 from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.model.cuda_graphs import CudaGraphs
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import LoadedModel, load_checkpoint
 from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
@@ -153,6 +155,7 @@ class Assistant:
         template: Conversation without turns.
         engine: Runs the language model; transformers in this process if missing.
         image_cache_mib: The most that encoded images take which are kept for further questions, in MiB.
+        cuda_graphs: Replay short passes of tower and language model on a GPU; see `llava.model.cuda_graphs`.
     """
 
     def __init__(
@@ -161,12 +164,14 @@ class Assistant:
         template: Conversation,
         engine: Engine | None = None,
         image_cache_mib: float = CACHE_MIB,
+        cuda_graphs: bool = True,
     ) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.image_processor = loaded.image_processor
         self.template = template
         self.engine = TransformersEngine(self.whole_model, loaded.tokenizer) if engine is None else engine
+        self.use_cuda_graphs(cuda_graphs)
         self.router = Router(self.engine)
         self.features = FeatureCache(image_cache_mib)
 
@@ -186,6 +191,7 @@ class Assistant:
         vllm: VllmOptions | None = None,
         image_cache_mib: float = CACHE_MIB,
         compile_vision: bool = False,
+        cuda_graphs: bool = True,
     ) -> Assistant:
         """Load a checkpoint.
 
@@ -202,6 +208,7 @@ class Assistant:
             vllm: How vLLM runs the language model; if missing, transformers does.
             image_cache_mib: The most that encoded images take which are kept for further questions, in MiB.
             compile_vision: Compile the vision encoder; see `CLIPVisionTower.compile_encoder`.
+            cuda_graphs: Replay short passes on a GPU; see `llava.model.cuda_graphs`.
 
         Raises:
             UserError: If something named here is missing or does not fit; the sentence says what.
@@ -228,10 +235,24 @@ class Assistant:
         name = conv_mode or choose_template(
             getattr(loaded.model.config, "conv_template", None), get_model_name_from_path(model_path)
         )
-        assistant = cls(loaded, find_template(name), engine, image_cache_mib)
+        assistant = cls(loaded, find_template(name), engine, image_cache_mib, cuda_graphs)
         if compile_vision:
             assistant.encoder.tower.compile_encoder()
         return assistant
+
+    def use_cuda_graphs(self, wanted: bool = True) -> None:
+        """Replay short passes of the vision tower and the language model, where they run on a GPU.
+
+        Args:
+            wanted: False starts every kernel by itself, which takes longer and less memory.
+        """
+        self.cuda_graphs = wanted
+        if isinstance(self.engine, TransformersEngine):
+            self.engine.record(recorder_for(self.whole_model) if wanted else None)
+        tower = self.model.get_vision_tower()
+        if tower is not None and tower.is_loaded:
+            on_gpu = wanted and tower.device.type == "cuda"
+            tower.record(CudaGraphs(tower.device) if on_gpu else None)
 
     @property
     def whole_model(self) -> LlavaLlamaForCausalLM:
@@ -480,6 +501,7 @@ class Assistant:
         self.engine.clear_prefixes()
         if self.model.get_vision_tower() is not None:
             self.encoder.tower.clear_text_cache()
+            self.encoder.tower.clear_recordings()
 
     def _encode_images(self, images: Collection[_ReadImage]) -> dict[Hashable, EncodedImage]:
         """Return images by their keys; the vision encoder runs over those that are not encoded, each once."""

@@ -8,13 +8,12 @@ Only `llava.factories`, which may import neither torch nor transformers, has its
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
 from queue import Queue
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import set_zero3_state
 
 # transformers 5.24 has a new name for the cache of keys and values, and warns of the old one.
@@ -103,19 +102,3 @@ def use_one_gpu(training_args: Any) -> None:
     Its default is ``nn.DataParallel``, which cannot deal out texts; the number of GPUs can only be read.
     """
     training_args._n_gpu = 1
-
-
-def cached_keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values of every layer, (batch, heads, positions, head width) each.
-
-    Rows of a batch that come and go have no public counterpart in transformers' caches.
-    """
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def cache_of(layers: Iterable[Sequence[Tensor]]) -> DynamicCache:
-    """Make a cache of keys and values, (batch, heads, positions, head width) each."""
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(layers):
-        cache.update(keys, values, index)
-    return cache

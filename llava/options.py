@@ -112,6 +112,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, with_reduction: bool =
         help="compile the vision encoder when the first image is seen, which takes up to a minute",
     )
     model.add_argument(
+        "--no-cuda-graphs",
+        action="store_true",
+        help="start every kernel by itself: slower on a GPU, with less memory",
+    )
+    model.add_argument(
         "--image-cache",
         type=mebibytes,
         metavar="MIB",
@@ -235,6 +240,7 @@ def load_assistant(options: Any) -> "Assistant":
         load_4bit=getattr(options, "load_4bit", False),
         vllm=read_vllm_options(options),
         compile_vision=getattr(options, "compile_vision", False),
+        cuda_graphs=not getattr(options, "no_cuda_graphs", False),
         **({} if cache is None else {"image_cache_mib": cache}),
     )
 

@@ -16,6 +16,7 @@ from llava.assistant import IMAGES_AT_ONCE, Assistant
 from llava.bench import stage_work
 from llava.bench.floors import Work
 from llava.engine.base import Generation
+from llava.engine.recorded_steps import recorder_for
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
 from llava.messages import Request
@@ -108,6 +109,7 @@ class StageBench:
             self.model, assistant.tokenizer, max_rows=len(pictures), max_positions=sys.maxsize
         )
         self.engine.end_ids = []  # no answer is shorter than the others
+        self.engine.record(recorder_for(self.model) if assistant.cuda_graphs else None)
         self._asked = 0
 
     def preprocess(self, batch: int) -> Preprocessed:

@@ -34,6 +34,8 @@ def load_subject(options: Any) -> Assistant:
     assistant = random_assistant(size.language_model, size.clip, device=device, dtype=dtype)
     if options.compile_vision:
         assistant.encoder.tower.compile_encoder()
+    if options.no_cuda_graphs:
+        assistant.use_cuda_graphs(False)
     return assistant
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
@@ -25,14 +24,18 @@ from transformers import (
 
 from llava.engine.answer_text import AnswerText
 from llava.engine.base import Event, Generation
+from llava.engine.recorded_steps import RecordedSteps
 from llava.engine.requests import RequestQueue, RunningAnswer, WaitingRequest, seed_of
+from llava.engine.row_cache import LayerShapes, RowCache
 from llava.engine.stopwatch import Stopwatch
-from llava.internals import CACHE_ARGUMENT, cache_of, cached_keys_and_values
+from llava.internals import CACHE_ARGUMENT
+from llava.model.cuda_graphs import Recorder
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.placement import hand_over
 
 MAX_ROWS = 16
 MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
+ROOM = 128  # columns that memory is taken for ahead of new tokens
 PREFIXES_KEPT, PREFIXES_REMEMBERED = 8, 256
 SHORTEST_PREFIX = 16  # positions; a shorter one saves less than its own pass costs
 LONGEST_PREFIX = 256  # positions; of a 7B model in 16 bits 128 MiB
@@ -48,7 +51,6 @@ class _Row(RunningAnswer):
     warpers: LogitsProcessorList
     generator: torch.Generator | None
     positions: int  # that it may come to need
-    cached: int  # that it has in the cache
 
 
 class TransformersEngine(RequestQueue):
@@ -66,6 +68,7 @@ class TransformersEngine(RequestQueue):
     Attributes:
         prefilled_positions: That the language model has run of prompts so far, padding included.
         padded_positions: How many of them were padding.
+        recorded: Short passes of the model that are replayed; none unless `record` was called.
     """
 
     def __init__(
@@ -77,28 +80,40 @@ class TransformersEngine(RequestQueue):
     ) -> None:
         super().__init__(tokenizer, model.generation_config, {"engine": "transformers"})
         self.model = model
+        self.recorded: RecordedSteps | None = None
         self.max_rows = max_rows
         self.max_positions = max_positions
         self.prefilled_positions = self.padded_positions = 0
-        self._prefixes: OrderedDict[Hashable, list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._prefixes: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
         self._seen_prefixes: OrderedDict[Hashable, None] = OrderedDict()
         self.clear()
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Let short passes be replayed, as CUDA graphs; None starts every kernel by itself. No row may run.
+
+        Args:
+            recorder: From `recorder_for`.
+        """
+        self.recorded = None if recorder is None else RecordedSteps(self.model, recorder)
 
     @property
     def cache_bytes(self) -> int:
         """What keys and values of all rows take, padding included."""
-        return sum(one.nbytes for layer in cached_keys_and_values(self._cache) for one in layer)
+        return self._cache.nbytes
 
     def clear(self) -> None:
         """Forget all requests."""
         super().clear()
-        self.clear_prefixes()
         self._rows: list[_Row] = []
-        self._cache = DynamicCache()  # of all rows
-        self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.input_device)  # (B, T)
+        self.clear_prefixes()
+        self._cache = RowCache()  # of all rows
+        if self.recorded is not None:
+            self.recorded.release()
 
     def clear_prefixes(self) -> None:
         """Forget what prompts began with; see `Engine.clear_prefixes`."""
+        if self.recorded is not None:
+            self.recorded.forget()
         self._prefixes.clear()
         self._seen_prefixes.clear()
 
@@ -150,46 +165,68 @@ class TransformersEngine(RequestQueue):
 
     def _prefill(self, requests: Sequence[WaitingRequest]) -> Tensor:
         """Run new prompts and add them as rows; returns the logits of their next tokens, (B, V)."""
+        if self.recorded is not None:
+            self.recorded.check_weights()
         groups: dict[tuple[int, ...], list[WaitingRequest]] = {}
         for request in requests:
             groups.setdefault(_shared_prefix(request), []).append(request)
         pass_positions = PASS_POSITIONS.get(requests[0].embeddings.device.type, PASS_POSITIONS["cuda"])
-        logits = [
-            self._prefill_together([group[i] for i in bucket], prefix)
-            for prefix, group in groups.items()
-            for bucket in buckets([len(one.embeddings) for one in group], pass_positions)
-        ]
-        return torch.cat(logits)
+        found = []
+        for prefix, group in groups.items():
+            for bucket in buckets([len(one.embeddings) for one in group], pass_positions):
+                together = [group[i] for i in bucket]
+                logits, cache = self._prefill_together(together, prefix)
+                running = range(len(self._rows))
+                self._rows += [self._row(request, logits.device) for request in together]
+                self._arrange(running, cache)
+                found.append(logits)
+        return torch.cat(found)
 
-    def _prefill_together(self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]) -> Tensor:
+    def _prefill_together(
+        self, requests: Sequence[WaitingRequest], prefix: tuple[int, ...]
+    ) -> tuple[Tensor, RowCache]:
         """Run prompts that begin with the same prefix, and read that from the cache; logits (B, V).
 
         One that nobody shares its prefix with yet runs whole, since a short pass takes long for what it does;
         its prefix is kept if it has come before.
         """
-        key = self._prefix_key(prefix, requests[0].embeddings)
+        prompts = [request.embeddings for request in requests]
+        lengths = list(map(len, prompts))
+        if self.recorded is not None and self.recorded.takes(lengths):
+            return self._prefill_recorded(prompts)
+        key = self._prefix_key(prefix, prompts[0])
         is_shared = len(requests) > 1 or key in self._prefixes
         shared = len(prefix) if is_shared else 0
-        embeddings, mask = pad_left([request.embeddings[shared:] for request in requests])
-        self.prefilled_positions += mask.numel()
+        embeddings, mask = pad_left([prompt[shared:] for prompt in prompts])
+        self._count(mask.numel(), sum(lengths) - shared * len(prompts))
         padding = mask.shape[1] - mask.sum(dim=1)
-        self.padded_positions += mask.numel() - sum(len(one.embeddings) - shared for one in requests)
-        cache = DynamicCache()
+        mask = F.pad(mask, (shared, 0), value=1)
+        room = min(max(request.generation.max_new_tokens for request in requests), ROOM)
+        cache = self._new_cache(len(prompts), mask.shape[1] + room, embeddings.dtype)
         if shared:
-            rows = len(requests)
-            cache = cache_of(
-                tuple(one.expand(rows, -1, -1, -1) for one in layer)
-                for layer in self._cached_prefix(prefix, requests[0].embeddings[:shared])
-            )
-            mask = F.pad(mask, (shared, 0), value=1)
+            cache.put_prefix(self._cached_prefix(prefix, prompts[0][:shared]))
         logits = self._run(embeddings, mask, cache)
+        cache.lengths, cache.columns = lengths, mask.shape[1]
         if prefix and not is_shared and self._comes_again(key):
             self._keep_prefix(key, len(prefix), cache)
         if shared and len(requests) > 1:
-            cache, mask = _with_padding_first(cache, mask, padding, shared)
-        self._join(cache, mask)
-        self._rows += [self._row(request, logits.device) for request in requests]
-        return logits
+            cache.move_padding_first(padding, shared)
+        return logits, cache
+
+    def _prefill_recorded(self, prompts: Sequence[Tensor]) -> tuple[Tensor, RowCache]:
+        """Run prompts (L_i, H) whole: where a pass takes no less for being shorter, prefixes save nothing."""
+        assert self.recorded is not None
+        logits, cache = self.recorded.prefill(prompts)
+        self._count(len(prompts) * cache.columns, sum(cache.lengths))
+        return logits, cache
+
+    def _count(self, positions: int, wanted: int) -> None:
+        """Count the positions of a prefill, and those among them that no prompt has."""
+        self.prefilled_positions += positions
+        self.padded_positions += positions - wanted
+
+    def _new_cache(self, rows: int, columns: int, dtype: torch.dtype) -> RowCache:
+        return RowCache(LayerShapes.of(self.model, dtype).zeros(rows, columns))
 
     @staticmethod
     def _prefix_key(ids: tuple[int, ...], embeddings: Tensor) -> Hashable:
@@ -205,24 +242,20 @@ class TransformersEngine(RequestQueue):
             self._seen_prefixes.popitem(last=False)
         return was_there
 
-    def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return keys and values (1, heads, P, head width) of every layer for a prefix (P, H)."""
+    def _cached_prefix(self, ids: tuple[int, ...], embeddings: Tensor) -> list[Tensor]:
+        """Return keys and values for a prefix (P, H); see `RowCache.put_prefix`."""
         key = self._prefix_key(ids, embeddings)
         if key not in self._prefixes:
-            cache = DynamicCache()
-            mask = torch.ones(1, len(ids), dtype=torch.long, device=embeddings.device)
-            self._run(embeddings.unsqueeze(0), mask, cache)
-            self.prefilled_positions += len(ids)
+            cache = self._new_cache(1, len(ids), embeddings.dtype)
+            self._run(embeddings.unsqueeze(0), torch.ones(1, len(ids), dtype=torch.long), cache)
+            self._count(len(ids), len(ids))
             self._keep_prefix(key, len(ids), cache)
         self._prefixes.move_to_end(key)
         return self._prefixes[key]
 
-    def _keep_prefix(self, key: Hashable, length: int, cache: DynamicCache) -> None:
+    def _keep_prefix(self, key: Hashable, length: int, cache: RowCache) -> None:
         """Keep the first positions of a cache of one row, and let go of the prefix not used for longest."""
-        self._prefixes[key] = [
-            (keys[:, :, :length].clone(), values[:, :, :length].clone())
-            for keys, values in cached_keys_and_values(cache)
-        ]
+        self._prefixes[key] = cache.prefix(length)
         if len(self._prefixes) > PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
 
@@ -236,58 +269,65 @@ class TransformersEngine(RequestQueue):
             generator=_generator(request.generation, device),
             end_ids=self._ends_of(request.generation),
             positions=request.positions,
-            cached=len(request.embeddings),
         )
 
     def _decode(self) -> Tensor:
         """Run the last token of every row; returns the logits of the next ones, (B, V)."""
-        tokens = hand_over(torch.tensor([row.text.ids[-1] for row in self._rows]), self.model.input_device)
-        embeddings = self.model.get_input_embeddings()(tokens).unsqueeze(1)
-        self._mask = F.pad(self._mask, (0, 1), value=1)
-        logits = self._run(embeddings, self._mask, self._cache)
-        for row in self._rows:
-            row.cached += 1
+        cache = self._cache
+        if cache.columns == cache.capacity:
+            self._arrange(range(len(self._rows)))
+            cache = self._cache
+        tokens = [row.text.ids[-1] for row in self._rows]
+        if self.recorded is not None:
+            logits = self.recorded.decode(cache, tokens)
+        else:
+            ids = hand_over(torch.tensor(tokens), self.model.input_device)
+            embeddings = self.model.get_input_embeddings()(ids).unsqueeze(1)
+            logits = self._run(embeddings, F.pad(cache.mask(cache.columns), (0, 1), value=1), cache)
+        cache.lengths = [length + 1 for length in cache.lengths]
+        cache.columns += 1
         return logits
 
-    def _run(self, embeddings: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _run(self, embeddings: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
         """Run new positions (B, L, H) under the mask (B, T) of all positions; logits of the last, (B, V)."""
+        columns = torch.arange(mask.shape[1])[-embeddings.shape[1] :]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         return self.model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
+            # All at once are without a mask, which the device would have to be asked about.
+            attention_mask=None if bool(mask.all()) else hand_over(mask, embeddings.device),
+            position_ids=hand_over(positions, embeddings.device),
             use_cache=True,
             logits_to_keep=1,
-            **{CACHE_ARGUMENT: cache},
+            **{CACHE_ARGUMENT: cache.layers(columns, mask.shape[1])},
         ).logits[:, -1]
 
-    def _join(self, cache: DynamicCache, mask: Tensor) -> None:
-        """Put the cache and the mask (B, T) of new rows under those of the running ones."""
-        if self._rows:
-            length = max(self._mask.shape[1], mask.shape[1])
-            cache = cache_of(
-                tuple(_stack(old, new, length) for old, new in zip(own, others, strict=True))
-                for own, others in zip(
-                    cached_keys_and_values(self._cache), cached_keys_and_values(cache), strict=True
-                )
-            )
-            mask = torch.cat([F.pad(one, (length - one.shape[1], 0)) for one in (self._mask, mask)])
-        self._cache, self._mask = cache, mask
+    def _arrange(self, kept: Sequence[int], *new: RowCache) -> None:
+        """Let the cache have these of its rows, and behind them those of new ones, with room for tokens."""
+        sources: list[tuple[RowCache, Sequence[int]]] = [(self._cache, kept)] if kept else []
+        sources += [(one, range(len(one.lengths))) for one in new]
+        if not sources:
+            self._cache = RowCache()
+            return
+        (first, _), *others = sources
+        room = max(row.generation.max_new_tokens - len(row.text.ids) for row in self._rows)
+        columns = max(cache.lengths[row] for cache, rows in sources for row in rows) + min(room, ROOM)
+        if self.recorded is not None:
+            cache = self.recorded.make_rows(len(self._rows), columns)
+        elif first is not self._cache and not others:
+            self._cache = first  # alone, and with room
+            return
+        else:
+            cache = self._new_cache(len(self._rows), columns, first.stacks[0].dtype)
+        cache.fill(sources)
+        self._cache = cache
 
     def _keep_rows(self, ended: set[int]) -> None:
-        """Take ended rows out of the batch, and positions that are padding in all others."""
+        """Take ended rows out of the batch, and columns that none of the others has."""
         kept = [i for i, row in enumerate(self._rows) if row.id not in ended]
-        if len(kept) == len(self._rows):
-            return
-        self._rows = [self._rows[i] for i in kept]
-        if not kept:
-            self._cache = DynamicCache()
-            return
-        first = self._mask.shape[1] - max(row.cached for row in self._rows)
-        self._mask = self._mask[kept, first:]
-        self._cache = cache_of(
-            tuple(one[kept, :, first:] for one in layer) for layer in cached_keys_and_values(self._cache)
-        )
+        if len(kept) < len(self._rows):
+            self._rows = [self._rows[i] for i in kept]
+            self._arrange(kept)
 
     def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[int]:
         """Choose the next token of every row from logits (B, V), each by its own settings."""
@@ -364,35 +404,15 @@ def buckets(lengths: Sequence[int], pass_positions: int) -> list[list[int]]:
     return found
 
 
-def _with_padding_first(
-    cache: DynamicCache, mask: Tensor, padding: Tensor, shared: int
-) -> tuple[DynamicCache, Tensor]:
-    """Move what pads each row (B,) from behind its first ``shared`` positions to in front of them."""
-    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    pads = padding.unsqueeze(1)
-    source = torch.where(place < pads, place + shared, place - pads)
-    source = torch.where(place < pads + shared, source, place)  # (B, T)
-    moved = cache_of(
-        tuple(one.gather(2, source.to(one.device)[:, None, :, None].expand_as(one)) for one in layer)
-        for layer in cached_keys_and_values(cache)
-    )
-    return moved, mask.gather(1, source)
-
-
-def _stack(keys: Tensor, new_keys: Tensor, length: int) -> Tensor:
-    """Put two caches (B, heads, T, head width) under each other, padded in front to ``length`` positions."""
-    return torch.cat([F.pad(one, (0, 0, length - one.shape[2], 0)) for one in (keys, new_keys)])
-
-
 def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Pad (L_i, H) prompts in front, where no next token is read.
 
     Returns:
-        Embeddings (B, L, H), and a mask (B, L) that is 1 on what is not padding.
+        Embeddings (B, L, H), and a mask (B, L) on the host that is 1 on what is not padding.
     """
     longest = max(map(len, prompts))
     embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[-1])
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=prompts[0].device)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         embeddings[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1

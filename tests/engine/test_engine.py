@@ -7,10 +7,21 @@ from llava.engine import transformers_engine
 from llava.engine.base import Generation
 from llava.engine.transformers_engine import TransformersEngine, buckets, pad_left
 from llava.errors import UserError
+from tests.recorders import CallsAgain
+
+
+@pytest.fixture(params=["kernel by kernel", "replayed"])
+def engine(loaded, request):
+    """An engine that runs every pass anew, and one that replays short ones."""
+    engine = TransformersEngine(loaded[1], loaded[0])
+    if request.param == "replayed":
+        engine.record(CallsAgain())
+    return engine
 
 
 @pytest.fixture
-def engine(loaded):
+def plain_engine(loaded):
+    """An engine that runs every pass anew, and so knows prefixes."""
     return TransformersEngine(loaded[1], loaded[0])
 
 
@@ -87,7 +98,8 @@ def count_positions(engine, monkeypatch):
     return runs
 
 
-def test_a_common_prefix_is_run_once_and_changes_no_answer(engine, long_prompts, monkeypatch):
+def test_a_common_prefix_is_run_once_and_changes_no_answer(plain_engine, long_prompts, monkeypatch):
+    engine = plain_engine
     expected = [alone(engine, prompt, max_new_tokens=8) for prompt in long_prompts]
     monkeypatch.setitem(transformers_engine.PASS_POSITIONS, "cpu", 1000)  # all prompts in one pass
     engine.padded_positions = 0
@@ -104,7 +116,8 @@ def test_a_common_prefix_is_run_once_and_changes_no_answer(engine, long_prompts,
     assert engine.padded_positions == 6 * 30 - (5 + 17 + 9 + 1 + 30 + 12)
 
 
-def test_one_prompt_alone_runs_in_one_pass_and_leaves_its_prefix(engine, long_prompts, monkeypatch):
+def test_one_prompt_alone_runs_in_one_pass_and_leaves_its_prefix(plain_engine, long_prompts, monkeypatch):
+    engine = plain_engine
     expected = [alone(engine, prompt, max_new_tokens=8) for prompt in long_prompts[:2]]
     runs = count_positions(engine, monkeypatch)
     for prompt, tokens in zip([*long_prompts[:2]] * 2, expected * 2, strict=True):
@@ -124,7 +137,8 @@ def test_rows_with_and_without_a_prefix_run_together(engine, prompts, long_promp
     assert [tokens[request] for request in requests] == expected
 
 
-def test_few_prefixes_are_kept_and_short_ones_are_not(engine, long_prompts):
+def test_few_prefixes_are_kept_and_short_ones_are_not(plain_engine, long_prompts):
+    engine = plain_engine
     for first in [*range(12)] * 2:
         engine.submit(long_prompts[0], Generation(max_new_tokens=1), (first, *PREFIX[1:]))
     engine.submit(long_prompts[0], Generation(max_new_tokens=1), PREFIX[:4])
@@ -170,7 +184,8 @@ def test_no_division_costs_less():
     assert cost(found) == min(map(cost, divisions(ordered)))
 
 
-def test_long_and_short_prompts_do_not_pad_each_other(engine, loaded):
+def test_long_and_short_prompts_do_not_pad_each_other(plain_engine, loaded):
+    engine = plain_engine
     embed = loaded[1].get_input_embeddings()
     long, short = (embed(torch.arange(3, 3 + length)).detach() for length in (200, 10))
     expected = [alone(engine, prompt, max_new_tokens=4) for prompt in (short, long, short)]
@@ -196,16 +211,18 @@ def test_requests_that_come_and_go_between_steps_answer_as_alone(engine, prompts
     assert [tokens[requests[number]] for number in range(6)] == expected
 
 
-def test_a_row_that_has_ended_frees_its_cache(engine, prompts):
+def test_a_row_that_has_ended_frees_its_cache(plain_engine, prompts):
+    engine = plain_engine
     engine.submit(prompts[4], Generation(max_new_tokens=2))  # the longest prompt, with the shortest answer
     engine.submit(prompts[0], Generation(max_new_tokens=6))
     engine.step()
-    assert engine._mask.shape == (2, 30)
+    assert (engine._cache.lengths, engine._cache.columns) == ([30, 5], 30)
+    two = engine.cache_bytes
     engine.step()
-    assert engine._mask.shape == (1, 6)  # 5 of the prompt, 1 of the answer's first token
-    assert engine._cache.get_seq_length() == 6
+    assert (engine._cache.lengths, engine._cache.columns) == ([6], 6)  # of the prompt 5, of the answer 1
+    assert engine.cache_bytes == two * 6 / 60
     run(engine)
-    assert len(engine._rows) == engine._cache.get_seq_length() == 0
+    assert len(engine._rows) == engine._cache.columns == engine.cache_bytes == 0
 
 
 def test_rows_and_positions_are_bounded(loaded, prompts):
@@ -226,7 +243,7 @@ def test_rows_and_positions_are_bounded(loaded, prompts):
         engine.submit(prompt, Generation(max_new_tokens=4))
     sizes = []
     while engine.step():
-        sizes.append(engine._mask.shape)
+        sizes.append((len(engine._cache.lengths), engine._cache.columns))
     assert max(rows * positions for rows, positions in sizes) <= 40
     assert max(rows for rows, _ in sizes) > 1
 

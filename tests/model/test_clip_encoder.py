@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,12 @@ from transformers import CLIPModel
 
 from llava.errors import MissingFileError, UserError
 from llava.mm_utils import process_images
+from llava.model.cuda_graphs import CudaGraphs
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.clip_encoder import RECORDED_IMAGES, CLIPVisionTower
 from llava.tokenizer import load_clip_tokenizer
 from tests.conftest import TINY_CLIP
+from tests.recorders import CallsAgain
 
 
 def settings(**changes):
@@ -282,3 +285,76 @@ def test_the_tower_keeps_no_activations_for_a_backward_pass(tower):
         tokens = tower.select(pixels, ["What color is the cat?"])
     assert kept == []
     assert not tokens.packed.requires_grad
+
+
+QUESTIONS = ["What is it?", "What color is the star, and where is it?", "What is it?"]
+
+
+@pytest.mark.parametrize("reduction", ["TRIM:-1", "TRIM:0.21", "TRIM:5000", "Random:0.21", "none"])
+def test_replayed_passes_choose_and_average_the_same(reduction, tower):
+    recorder = CallsAgain()
+    replaying = build_vision_tower(settings())
+    replaying.record(recorder)
+    for one in (tower, replaying):
+        one.set_token_reduction(reduction)
+    for seed in range(2):  # the second batch replays what the first one recorded
+        pixels = torch.randn(3, 3, 336, 336, generator=torch.Generator().manual_seed(seed))
+        expected, found = tower.select(pixels, QUESTIONS), replaying.select(pixels, QUESTIONS)
+        assert torch.equal(found.packed, expected.packed)
+        assert torch.equal(found.kept, expected.kept)
+        assert found.counts == expected.counts
+    # Two texts of different lengths and a choice where TRIM reads them, and the encoder.
+    assert recorder.recorded == (4 if "TRIM" in reduction else 1)
+    tower.set_token_reduction("TRIM:-1")
+
+
+def test_what_was_recorded_goes_when_weights_move_and_stays_with_the_original():
+    tower, recorder = build_vision_tower(settings()), CallsAgain()
+    tower.record(recorder)
+    pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    before = tower.encode(pixels)
+    assert torch.equal(deepcopy(tower).encode(pixels), before)
+    assert (recorder.recorded, recorder.replayed) == (1, 1)
+    after = tower.to(torch.float64).encode(pixels)
+    assert recorder.recorded == 2
+    assert after.dtype == torch.float64
+    torch.testing.assert_close(after.float(), before)
+    tower.record(None)
+    assert torch.equal(tower.encode(pixels), after)
+    assert recorder.replayed == 2
+
+
+def test_large_batches_are_not_recorded():
+    tower, recorder = build_vision_tower(settings()), CallsAgain()
+    tower.record(recorder)
+    tower.encode(torch.zeros(RECORDED_IMAGES + 1, 3, 336, 336))
+    assert recorder.recorded == 0
+
+
+def test_a_training_may_use_what_an_inference_recorded():
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=None))
+    tower.record(CallsAgain())
+    pixels = torch.zeros(1, 3, 336, 336)
+    with torch.inference_mode():
+        tower(pixels)
+    weight = torch.ones(tower.hidden_size, requires_grad=True)
+    (tower(pixels) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduction", ["TRIM:-1", "TRIM:0.21"])
+def test_cuda_graphs_choose_the_same_patches(reduction):
+    tower = build_vision_tower(settings(mm_vision_token_reduce_func=reduction)).cuda()
+    batches = [
+        torch.randn(3, 3, 336, 336, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    ]
+    expected = [tower.select(pixels, QUESTIONS) for pixels in batches]
+    tower.clear_text_cache()
+    tower.record(CudaGraphs(tower.device))
+    for pixels, tokens in zip(batches, expected, strict=True):
+        found = tower.select(pixels, QUESTIONS)
+        assert torch.equal(found.kept, tokens.kept)
+        torch.testing.assert_close(found.packed, tokens.packed)
+    assert tower._recorded is not None and not tower._recorded.vision._fails
+    assert not tower._recorded.choice._fails and not tower._recorded.text._fails

@@ -13,7 +13,6 @@ from llava.assistant import Assistant
 from llava.bench.flips import answers_in_batches
 from llava.bench.gpu_check.parts import Row
 from llava.bench.gpu_check.sizes import Size
-from llava.engine.router import Router
 from llava.engine.transformers_engine import TransformersEngine
 from playground.shapes.measure import held_out_questions, is_right
 
@@ -65,7 +64,8 @@ def sit(exam: Exam, device: torch.device, dtype: str, batch: int) -> tuple[list[
         UserError: If a question cannot be answered.
     """
     assistant = Assistant.load(device=str(device), dtype=dtype)
-    assistant.router = Router(TransformersEngine(assistant.whole_model, assistant.tokenizer, max_rows=batch))
+    assert isinstance(assistant.engine, TransformersEngine)
+    assistant.engine.max_rows = batch
     answers_in_batches(assistant, exam.pairs[:WARM_UP], batch, NEW_TOKENS)
     began = time.perf_counter()
     answers = answers_in_batches(assistant, exam.pairs, batch, NEW_TOKENS)

@@ -55,6 +55,7 @@ PARTS = (
     Part("flips", "What rounding decides otherwise", f"{HERE}.rounding:run", 80),
     Part("selection", "Selection", f"{HERE}.selection:run", 30),
     Part("inference", "Inference", f"{HERE}.inference:run", 170),
+    Part("graphs", "CUDA graphs, off and on", f"{HERE}.graphs:run", 60),
     Part("training", "A training step", f"{HERE}.training:run", 50),
     Part("loading", "Loading", f"{HERE}.loading:run", 80),
     Part("bundled", "The bundled model", f"{HERE}.bundled:run", 150),

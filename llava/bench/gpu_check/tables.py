@@ -89,7 +89,7 @@ def _flips(rows: Sequence[Row]) -> list[str]:
 
 
 def _selection(rows: Sequence[Row]) -> list[str]:
-    header = ["reduction", "visual tokens", "scores", "reducer", "host waits", "where"]
+    header = ["reduction", "visual tokens", "scores", "reducer", "both, replayed", "host waits", "where"]
     return _table(
         header,
         [
@@ -98,6 +98,7 @@ def _selection(rows: Sequence[Row]) -> list[str]:
                 f"{row['visual_tokens']:.1f}",
                 f"{row['scores_ms']:.3f} ms",
                 f"{row['reducer_ms']:.3f} ms",
+                f"{row['replayed_ms']:.3f} ms" if "replayed_ms" in row else ABSENT,
                 *_waits(row["synchronisations"]),
             ]
             for row in rows
@@ -144,6 +145,31 @@ def _inference(rows: Sequence[Row]) -> list[str]:
     missing = [row for row in measured if "skipped" in row]
     lines += [""] * bool(missing)
     return lines + [f"- {', '.join(_setting(row))}: skipped, {row['skipped']}" for row in missing]
+
+
+def _graphs(rows: Sequence[Row]) -> list[str]:
+    header = ["batch", "reduction", "graphs", "vision", "text", "selection", "prefill", "first token"]
+    return _table(
+        [*header, "decode step", "whole answer", "first time more"],
+        [
+            [
+                str(row["batch"]),
+                f"`{row['reduction']}`",
+                "on" if row["graphs"] else "off",
+                *(
+                    _milliseconds(row["stages_ms"].get(stage))
+                    for stage in ("vision", "text", "selection", "prefill")
+                ),
+                _milliseconds(sum(row["stages_ms"].values())),
+                *(_milliseconds(row[what]) for what in ("decode_ms", "answer_ms", "first_time_ms")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _milliseconds(figure: float | None) -> str:
+    return ABSENT if figure is None else f"{figure:.2f} ms"
 
 
 def _setting(row: Row) -> list[str]:
@@ -254,6 +280,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "flips": _flips,
     "selection": _selection,
     "inference": _inference,
+    "graphs": _graphs,
     "training": _training,
     "loading": _loading,
     "bundled": _bundled,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionConfig
 from llava.errors import MissingFileError, UserError
 from llava.model.checkpoint_configs import read_clip_configs, read_image_processor
 from llava.model.checkpoint_files import name_elsewhere, own_file, resolve_folder
+from llava.model.cuda_graphs import Recorder, Recordings
 from llava.model.input_checks import check_images, check_pixels, check_texts
 from llava.model.multimodal_encoder.clip_weights import load_text_half, load_vision_half
 from llava.model.multimodal_encoder.cut_encoder import CutVisionModel
@@ -27,7 +29,10 @@ from llava.model.multimodal_encoder.text_encoder import TEXT_LOCK, TextEncoder, 
 from llava.model.multimodal_encoder.token_reduction import (
     Reducer,
     ReducerInputs,
+    Trim,
     VisualTokens,
+    order_and_merge,
+    pack_tokens,
     parse_reduction,
     patch_relevance,
     patch_scores,
@@ -38,6 +43,16 @@ from llava.tokenizer import load_clip_tokenizer
 
 COMPILERS = ("g++", "clang++", "c++")
 SELECT_FEATURES = ("patch", "cls_patch")
+RECORDED_IMAGES, RECORDED_CHOICES = 8, 16  # of a recorded batch; more take longer to compute than to start
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Passes of the tower that are replayed."""
+
+    vision: Recordings
+    choice: Recordings
+    text: Recordings
 
 
 class CLIPVisionTower(nn.Module):
@@ -86,6 +101,7 @@ class CLIPVisionTower(nn.Module):
         self.has_own_weights = False
         self._text_encoder: TextEncoder | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._recorded: _Recorded | None = None
         if not delay_load:
             self.load_model()
 
@@ -214,7 +230,7 @@ class CLIPVisionTower(nn.Module):
                 tokenizer = load_clip_tokenizer(self.folder, config)
                 text_tower = load_text_half(config, self.folder).to(device=self.device, dtype=self.dtype)
                 self.text_tower = text_tower
-                self._text_encoder = TextEncoder(text_tower, tokenizer)
+                self._text_encoder = TextEncoder(text_tower, tokenizer, self._embed_ids)
             return self._text_encoder
 
     def forward(
@@ -261,7 +277,44 @@ class CLIPVisionTower(nn.Module):
 
     def _hidden_state(self, images: Tensor) -> Tensor:
         """Run the encoder on (B, 3, height, width) pixels, (B, 1 + N, D)."""
-        return (self._compiled or self.vision_tower.selected_hidden_state)(images)
+        if self._compiled is not None:
+            return self._compiled(images)
+        if self._recorded is not None and len(images) <= RECORDED_IMAGES:
+            return self._recorded.vision(images)
+        return self.vision_tower.selected_hidden_state(images)
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Let small batches, texts and the choice of patches be replayed; None starts every kernel by itself.
+
+        For inference: no module's hook runs in a replay. `clear_recordings` when weights have been replaced.
+        """
+        self._recorded = None
+        if recorder is None:
+            return
+        self._recorded = _Recorded(
+            vision=Recordings(recorder, self._recorded_vision),
+            choice=Recordings(recorder, self._choose),
+            text=Recordings(recorder, self._recorded_text),
+        )
+
+    def _recorded_vision(self, images: Tensor) -> Tensor:
+        return self.vision_tower.selected_hidden_state(images)
+
+    def _embed_ids(self, ids: Tensor) -> Tensor:
+        """Project the ids of one text on the host (1, L) into CLIP's joint space, (1, E)."""
+        if self._recorded is not None:
+            return self._recorded.text(ids)
+        return self._recorded_text(hand_over(ids, self.device))
+
+    def _recorded_text(self, ids: Tensor) -> Tensor:
+        assert self.text_tower is not None
+        return self.text_tower(ids).text_embeds
+
+    def clear_recordings(self) -> None:
+        """Forget what was recorded with weights that are somewhere else now."""
+        if self._recorded is not None:
+            for recordings in (self._recorded.vision, self._recorded.choice, self._recorded.text):
+                recordings.forget()
 
     def compile_encoder(self) -> None:
         """Let ``torch.compile`` fuse the vision encoder's operations; its rounding is another then.
@@ -281,8 +334,8 @@ class CLIPVisionTower(nn.Module):
         self._compiled = torch.compile(self.vision_tower.selected_hidden_state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is compiled to the original: it computes with the original's weights."""
-        return {**super().__getstate__(), "_compiled": None}
+        """Leave what is compiled or recorded to the original: it computes with the original's weights."""
+        return {**super().__getstate__(), "_compiled": None, "_recorded": None}
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Take the patch features (B, N, D) from what ``vision_tower(…, output_hidden_states=True)`` gave."""
@@ -303,13 +356,24 @@ class CLIPVisionTower(nn.Module):
         """Reduce (B, N, D) patches of (B, 3, height, width) images by the tower's reducer or by another."""
         if reducer is None:
             reducer = self.token_reduction
+        if self._recorded is not None and isinstance(reducer, Trim) and len(patches) <= RECORDED_CHOICES:
+            questions = self._questions(patches, texts)
+            return pack_tokens(*self._recorded.choice(patches, questions, reducer=reducer))
         relevance = partial(self._relevance, patches, texts)
         return reducer(ReducerInputs(patches, images, relevance))
 
+    def _choose(self, patches: Tensor, questions: Tensor, *, reducer: Trim) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what TRIM does to (B, N, D) patches before the host learns of it; see `pack_tokens`."""
+        keep = reducer.budget.mask(patch_relevance(self.score_patches(patches, questions)))
+        return *order_and_merge(patches, keep), keep
+
+    def _questions(self, patches: Tensor, texts: Sequence[ImageText] | str | None) -> Tensor:
+        """Project the questions about (B, N, D) patches, (B, E)."""
+        return self.encode_texts(_one_question_per_image(texts, len(patches)))
+
     def _relevance(self, patches: Tensor, texts: Sequence[ImageText] | str | None) -> Tensor:
         """Relevance of (B, N, D) patches to the questions, (B, N)."""
-        questions = self.encode_texts(_one_question_per_image(texts, len(patches)))
-        return patch_relevance(self.score_patches(patches, questions))
+        return patch_relevance(self.score_patches(patches, self._questions(patches, texts)))
 
     def score_patches(self, patches: Tensor, questions: Tensor) -> Tensor:
         """Score patches (B, N, D) against projected questions (B, E), (B, N); see `patch_scores`."""
@@ -336,6 +400,7 @@ class CLIPVisionTower(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> CLIPVisionTower:
         """Move or convert the weights, as ``.to()`` does."""
         self.clear_text_cache()
+        self.clear_recordings()
         return super()._apply(*args, **kwargs)
 
     @property

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from llava.errors import UserError
-from llava.model.placement import hand_over
 from llava.model.splice import ImageText
 from llava.utils import check_characters
 
@@ -36,11 +35,18 @@ class TextEncoder:
     Args:
         model: CLIP's text encoder with its projection, frozen.
         tokenizer: Of CLIP.
+        run: Projects the ids of one text, on the host (1, L), with the model: (1, E).
     """
 
-    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self,
+        model: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        run: Callable[[Tensor], Tensor],
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._run = run
         self._cache: dict[str, Tensor] = {}
         self._has_warned_of_length = False
 
@@ -86,8 +92,7 @@ class TextEncoder:
             ids = ids[: limit - 1] + ids[-1:]
         device = self.model.text_projection.weight.device
         with without_autocast(device):
-            embedded = self.model(hand_over(torch.tensor([ids]), device)).text_embeds
-        return embedded[0].float()
+            return self._run(torch.tensor([ids]))[0].float()
 
     def _warn_of_length(self, length: int, limit: int) -> None:
         if not self._has_warned_of_length:

@@ -121,31 +121,57 @@ def keep_top(relevance: Tensor, count: int) -> Tensor:
     return torch.zeros_like(relevance, dtype=torch.bool).scatter(-1, top, True)
 
 
-def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
-    """Per image: the kept patches in raster order, then the mean of the dropped ones as one token.
+def order_and_merge(patches: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the kept patches of each image first, and average the others; the host learns nothing.
 
-    The host waits for the device once, for what is kept, which says how many tokens each image has.
+    Sums run over one image at a time, so that their rounding does not depend on its neighbors, and in
+    float32: in half precision a mean of hundreds of patches would lose its last bits.
 
     Args:
         patches: Patch features of the tower, (B, N, D).
         keep: Which patches stay, bool (B, N).
 
     Returns:
-        n_i tokens per image in the dtype of ``patches``: the patches kept, plus one unless every patch is
-        kept.
+        The patches (B, N, D), those kept in raster order and then the others; the mean of the others, (B, D)
+        in the dtype of ``patches``, of no meaning where every patch is kept.
     """
-    order = keep.int().argsort(dim=1, descending=True, stable=True)  # the kept ones first
-    ordered = patches.gather(1, order.unsqueeze(-1).expand_as(patches)).flatten(0, 1)
+    order = keep.int().argsort(dim=1, descending=True, stable=True)
+    ordered = patches.gather(1, order.unsqueeze(-1).expand_as(patches))
+    sums = [
+        image.masked_fill(own.unsqueeze(-1), 0).sum(dim=0, dtype=torch.float32)
+        for image, own in zip(patches, keep, strict=True)
+    ]
+    dropped = (~keep).sum(dim=1, keepdim=True).clamp(min=1)
+    return ordered, (torch.stack(sums) / dropped).to(patches.dtype)
+
+
+def pack_tokens(ordered: Tensor, merged: Tensor, keep: Tensor) -> VisualTokens:
+    """Per image: the kept patches in raster order, then the mean of the dropped ones as one token.
+
+    The host waits for the device once, for what is kept, which says how many tokens each image has.
+
+    Args:
+        ordered: See `order_and_merge`, (B, N, D).
+        merged: See there, (B, D).
+        keep: See there, (B, N).
+
+    Returns:
+        n_i tokens per image: the patches kept, plus one unless every patch is kept.
+    """
     kept = keep.cpu()
     stays = kept.sum(dim=1).tolist()
-    lengths = [length for count in stays for length in (count, keep.shape[1] - count)]
-    stretches = ordered.split(lengths)  # kept and dropped patches of each image by turns
-    # Summed in float32: in half precision a mean of hundreds of patches would lose its last bits.
-    means = [rest.mean(dim=0, keepdim=True, dtype=torch.float32) for rest in stretches[1::2] if len(rest)]
-    merged = [int(count < keep.shape[1]) for count in stays]
-    summaries = torch.cat(means or [patches.new_empty(0, patches.shape[2])]).to(patches.dtype).split(merged)
-    packed = torch.cat([part for image in zip(stretches[::2], summaries, strict=True) for part in image])
-    return VisualTokens(packed, tuple(map(sum, zip(stays, merged, strict=True))), kept)
+    merges = [int(count < keep.shape[1]) for count in stays]
+    parts = [
+        part
+        for image, mean, count, merge in zip(ordered, merged.unsqueeze(1), stays, merges, strict=True)
+        for part in (image[:count], mean[:merge])
+    ]
+    return VisualTokens(torch.cat(parts), tuple(map(sum, zip(stays, merges, strict=True))), kept)
+
+
+def merge_dropped(patches: Tensor, keep: Tensor) -> VisualTokens:
+    """Return the kept patches of (B, N, D), and the mean of the others; see `pack_tokens`."""
+    return pack_tokens(*order_and_merge(patches, keep), keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,190 @@
+"""Short passes of the language model, replayed as CUDA graphs.
+
+Shapes: R rows, L positions of the longest prompt, C columns of the cache, H width of the language model, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from llava.engine.row_cache import LayerShapes, RowCache
+from llava.internals import CACHE_ARGUMENT
+from llava.model.cuda_graphs import CudaGraphs, Recorder, Recordings
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+PREFILL_POSITIONS = 1024  # of a recorded pass, padding included; more take longer to compute than to start
+PROMPT_STEP, COLUMN_STEP, ROW_STEP = 64, 128, 4  # up to which shapes are rounded: recordings serve again
+FEWEST_POSITIONS = 1024  # that memory is taken for
+
+
+def round_up(number: int, step: int) -> int:
+    """Return the next multiple of ``step``."""
+    return -(-number // step) * step
+
+
+def recorder_for(model: LlavaLlamaForCausalLM) -> Recorder | None:
+    """Return what records a language model's passes; None where they cannot be or nothing is gained."""
+    weights = _weights(model)
+    device = weights[0].device
+    serves = (
+        device.type == "cuda"
+        and all(weight.device == device and weight.is_floating_point() for weight in weights)
+        and not any(hasattr(module, "_hf_hook") for module in model.modules())
+        and not getattr(model, "is_quantized", False)
+        and model.config._attn_implementation == "sdpa"
+    )
+    return CudaGraphs(device) if serves else None
+
+
+def _weights(model: LlavaLlamaForCausalLM) -> list[Tensor]:
+    """Return what the language model multiplies with."""
+    return [
+        *model.get_model().layers.parameters(),
+        model.get_model().embed_tokens.weight,
+        model.lm_head.weight,
+    ]
+
+
+class RecordedSteps:
+    """Decodes, and runs short prompts, by recordings of the language model's passes.
+
+    Rows, columns and prompts are padded to a few shapes. What is padding is masked, so it changes nothing but
+    the order in which sums are rounded.
+
+    Args:
+        model: In evaluation mode.
+        recorder: Records its passes.
+    """
+
+    def __init__(self, model: LlavaLlamaForCausalLM, recorder: Recorder) -> None:
+        self._model = model
+        self._decode = Recordings(recorder, self._decode_pass)
+        self._prefill = Recordings(recorder, self._prefill_pass)
+        self._running = _Memory()
+        self._prompts = _Memory()
+        self._weights = _weights(model)
+        self._places = self._weight_places()
+
+    def _weight_places(self) -> list[int]:
+        return [weight.data_ptr() for weight in self._weights]
+
+    def check_weights(self) -> None:
+        """Forget the recordings if weights are not where they were."""
+        places = self._weight_places()
+        if places != self._places:
+            self.forget()
+            self._places = places
+
+    def forget(self) -> None:
+        """Forget all recordings; rows that run stay where they are."""
+        self._decode.forget()
+        self._prefill.forget()
+
+    def release(self) -> None:
+        """Forget all recordings and give back all memory; no row may run."""
+        self.forget()
+        self._running = _Memory()
+        self._prompts = _Memory()
+
+    def make_rows(self, rows: int, columns: int) -> RowCache:
+        """Return memory for so many rows and columns or more, in which the rows of before may still lie."""
+        shape = (round_up(rows, ROW_STEP) if rows > 2 else rows, round_up(columns, COLUMN_STEP))
+        if self._running.lacks(prod(shape)):
+            self._decode.forget()
+        shapes = LayerShapes.of(self._model, self._model.dtype)
+        return RowCache(self._running.shaped(shapes, *shape))
+
+    def decode(self, cache: RowCache, tokens: Sequence[int]) -> Tensor:
+        """Run one token of every row; returns the logits of the next ones, (B, V), for the moment.
+
+        Args:
+            cache: From `make_rows`, with room for a column; the new one is in use afterwards.
+            tokens: Of the rows in use.
+        """
+        rows, column = cache.stacks[0].shape[2], cache.columns
+        unused = rows - len(tokens)
+        starts = [column - length for length in cache.lengths]
+        numbers = torch.tensor([*tokens, *[0] * unused, *starts, *[column] * unused, column])
+        logits = self._decode.replay(numbers, rows=rows, columns=cache.capacity)
+        return logits[: len(tokens)]
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Tell whether prompts of these lengths are one short pass."""
+        return len(lengths) * round_up(max(lengths), PROMPT_STEP) <= PREFILL_POSITIONS
+
+    def prefill(self, prompts: Sequence[Tensor]) -> tuple[Tensor, RowCache]:
+        """Run whole prompts (L_i, H).
+
+        Returns:
+            The logits of their next tokens, (R, V), and a cache of their positions, which lies where that of
+            the next call will.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        columns = round_up(max(lengths), PROMPT_STEP)
+        embeddings = prompts[0].new_zeros(len(prompts), columns, prompts[0].shape[1])
+        for row, prompt in enumerate(prompts):
+            embeddings[row, columns - len(prompt) :] = prompt
+        starts = torch.tensor([columns - length for length in lengths])
+        logits = self._prefill.replay(embeddings, starts)
+        return logits.clone(), RowCache(self._prompt_memory(len(prompts), columns), lengths, columns)
+
+    def _prompt_memory(self, rows: int, columns: int) -> list[Tensor]:
+        shapes = LayerShapes.of(self._model, self._model.dtype)
+        return self._prompts.shaped(shapes, rows, columns)
+
+    def _decode_pass(self, numbers: Tensor, *, rows: int, columns: int) -> Tensor:
+        """Run the tokens (R,) of rows that start (R,) in a column and reach another (1,); logits (R, V)."""
+        shapes = LayerShapes.of(self._model, self._model.dtype)
+        cache = RowCache(self._running.shaped(shapes, rows, columns))
+        tokens, starts, column = numbers.split([rows, rows, 1])
+        return self._run(self._model.get_input_embeddings()(tokens)[:, None], starts, column, cache)
+
+    def _prefill_pass(self, embeddings: Tensor, starts: Tensor) -> Tensor:
+        """Run prompts (R, L, H) that start (R,) somewhere behind padding; logits of the last, (R, V)."""
+        cache = RowCache(self._prompt_memory(*embeddings.shape[:2]))
+        return self._run(embeddings, starts, starts.new_zeros(1), cache)
+
+    def _run(self, embeddings: Tensor, starts: Tensor, column: Tensor, cache: RowCache) -> Tensor:
+        """Run new positions (R, L, H) from a column (1,) on; rows start (R,) somewhere; logits (R, V)."""
+        every = torch.arange(cache.capacity, device=starts.device)
+        own = column + torch.arange(embeddings.shape[1], device=starts.device)  # (L,)
+        # Padding sees itself, since what sees nothing would be no number and spoil what it is masked in.
+        seen = (every >= starts[:, None, None]) & (every <= own[:, None]) | (every == own[:, None])
+        mask = torch.zeros_like(seen, dtype=embeddings.dtype).masked_fill(~seen, -torch.inf)  # (R, L, C)
+        return self._model(
+            inputs_embeds=embeddings,
+            attention_mask=mask[:, None],
+            position_ids=(own - starts[:, None]).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE_ARGUMENT: cache.layers(own, cache.capacity)},
+        ).logits[:, -1]
+
+
+class _Memory:
+    """Memory of a cache, which keeps its place while it takes other shapes."""
+
+    def __init__(self) -> None:
+        self._flat: list[Tensor] = []
+        self._positions = 0
+        self._shapes: LayerShapes | None = None
+
+    def lacks(self, positions: int) -> bool:
+        """Tell whether there is memory, and not for so many positions."""
+        return 0 < self._positions < positions
+
+    def shaped(self, shapes: LayerShapes, rows: int, columns: int) -> list[Tensor]:
+        """Return it in the shape of a `RowCache`; it is somewhere else afterwards if it has to grow."""
+        if self._positions < rows * columns or shapes != self._shapes:
+            self._shapes = shapes
+            self._positions = max(rows * columns, 2 * self._positions, FEWEST_POSITIONS)
+            self._flat = []
+            # A layer stays within its own part, so that rows can be moved one layer at a time.
+            self._flat = [one.flatten(1) for one in shapes.zeros(1, self._positions)]
+        shape = (2, rows, shapes.heads, columns, shapes.width)
+        return [flat[:, : prod(shape)].unflatten(1, shape) for flat in self._flat]
