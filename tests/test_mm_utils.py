@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -145,3 +146,25 @@ def test_generation_stops_at_a_keyword(tokenizer):
     assert criteria(prompt[:, :0], None).tolist() == [False]
     assert criteria.call_for_batch(ended, None) is True
     assert criteria.call_for_batch(going, None) is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"do_resize": False, "crop_size": {"height": 40, "width": 90}},  # wider than the image: filled up
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "rescale_factor": 0.5},
+    ],
+)
+def test_pixels_are_those_of_the_processor_to_the_last_bit(changes, processor):
+    own = CLIPImageProcessorPil(**{**processor.to_dict(), **changes})
+    random = np.random.default_rng(0)
+    for shape in ((48, 64, 3), (70, 41, 3)):
+        image = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+        (pixels,) = process_images([image], own, SimpleNamespace(image_aspect_ratio=None))
+        expected = own.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        assert pixels.dtype == expected.dtype
+        assert torch.equal(pixels, expected)

@@ -124,8 +124,8 @@ def keep_top(relevance: Tensor, count: int) -> Tensor:
 def order_and_merge(patches: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Put the kept patches of each image first, and average the others; the host learns nothing.
 
-    Sums run over one image at a time, so that their rounding does not depend on its neighbors, and in
-    float32: in half precision a mean of hundreds of patches would lose its last bits.
+    Sums are of pairs of patches, of pairs of pairs and so on, so that their rounding does not depend on an
+    image's neighbors, and in float32: in half precision a mean of hundreds would lose its last bits.
 
     Args:
         patches: Patch features of the tower, (B, N, D).
@@ -137,12 +137,13 @@ def order_and_merge(patches: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = keep.int().argsort(dim=1, descending=True, stable=True)
     ordered = patches.gather(1, order.unsqueeze(-1).expand_as(patches))
-    sums = [
-        image.masked_fill(own.unsqueeze(-1), 0).sum(dim=0, dtype=torch.float32)
-        for image, own in zip(patches, keep, strict=True)
-    ]
+    sums = patches.masked_fill(keep.unsqueeze(-1), 0).float()
+    while (count := sums.shape[1]) > 1:
+        half = count // 2
+        pairs = sums[:, :half] + sums[:, half : 2 * half]
+        sums = torch.cat([pairs, sums[:, -1:]], dim=1) if count % 2 else pairs
     dropped = (~keep).sum(dim=1, keepdim=True).clamp(min=1)
-    return ordered, (torch.stack(sums) / dropped).to(patches.dtype)
+    return ordered, (sums[:, 0] / dropped).to(patches.dtype)
 
 
 def pack_tokens(ordered: Tensor, merged: Tensor, keep: Tensor) -> VisualTokens:
