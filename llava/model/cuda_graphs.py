@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from llava.model.placement import hand_over
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +60,12 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
         """Record a CUDA graph for inputs of any shape (...); see `Recorder.record`."""
+        if not self._graphs:
+            self._pool = torch.cuda.graph_pool_handle()  # one that all graphs have left is of no use
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -73,6 +78,7 @@ class CudaGraphs:
                 finally:
                     graph.capture_end()
             torch.cuda.current_stream().wait_stream(self._stream)
+        self._graphs.add(graph)
 
         def replay() -> Any:
             graph.replay()
@@ -108,7 +114,7 @@ class Recordings:
         """Return the function's result for these arguments, which the next call overwrites."""
         with self._lock:
             if self._fails:
-                return self._function(*arguments, **settings)
+                return self._run_once(arguments, settings)
             key = (*((one.shape, one.dtype) for one in arguments), *sorted(settings.items()))
             if key not in self._known:
                 try:
@@ -116,7 +122,7 @@ class Recordings:
                 except RuntimeError as error:
                     logger.warning("CUDA graphs do not serve here: %s", str(error).partition("\n")[0])
                     self._fails = True
-                    return self._function(*arguments, **settings)
+                    return self._run_once(arguments, settings)
                 if len(self._known) > self._limit:
                     self._known.popitem(last=False)
             self._known.move_to_end(key)
@@ -124,6 +130,9 @@ class Recordings:
             for own, given in zip(inputs, arguments, strict=True):
                 own.copy_(given, non_blocking=given.device.type == "cpu")
             return run()
+
+    def _run_once(self, arguments: Sequence[Tensor], settings: Mapping[str, Hashable]) -> Any:
+        return self._function(*(hand_over(one, self._recorder.device) for one in arguments), **settings)
 
     def forget(self) -> None:
         """Let go of all recordings, because what they compute with is somewhere else now."""

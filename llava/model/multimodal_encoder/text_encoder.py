@@ -65,7 +65,7 @@ class TextEncoder:
             raise UserError("an image has an empty list of texts; give at least one per image")
         distinct = dict.fromkeys(text for own in per_image for text in own)
         embeddings = {text: self._embed(text) for text in distinct}
-        return torch.stack([torch.stack([embeddings[text] for text in own]).mean(dim=0) for own in per_image])
+        return torch.stack([_mean([embeddings[text] for text in own]) for own in per_image])
 
     def clear_cache(self) -> None:
         """Forget all embeddings, because the weights that made them have changed."""
@@ -102,3 +102,8 @@ class TextEncoder:
                 length,
                 limit,
             )
+
+
+def _mean(embeddings: Sequence[Tensor]) -> Tensor:
+    """Average embeddings (E,), of which there mostly is one."""
+    return embeddings[0] if len(embeddings) == 1 else torch.stack(list(embeddings)).mean(dim=0)
