@@ -8,6 +8,8 @@ Only `llava.factories`, which may import neither torch nor transformers, has its
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Queue
 from typing import Any
 
@@ -62,6 +64,32 @@ def build_model(model_class: type[PreTrainedModel], config: Any, attn_implementa
     """
     with set_zero3_state():
         return model_class._from_config(config, attn_implementation=attn_implementation)
+
+
+@contextmanager
+def attention_is(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let a model compute with another of transformers' attentions for a while.
+
+    `set_attn_implementation` is public and checks what an attention needs, but there is no public way to read
+    which one it was.
+
+    Args:
+        model: Of transformers.
+        name: Of the attention.
+    """
+    config: Any = model.config
+    was = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = was
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """Return the name of the attention that a model computes with; see above."""
+    config: Any = model.config
+    return config._attn_implementation
 
 
 def execution_device(module: nn.Module) -> torch.device:

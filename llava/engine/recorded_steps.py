@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from llava.engine.row_cache import LayerShapes, RowCache
-from llava.internals import CACHE_ARGUMENT
+from llava.internals import CACHE_ARGUMENT, attention_is, attention_of
 from llava.model.cuda_graphs import CudaGraphs, Recorder, Recordings
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 PREFILL_POSITIONS = 1024  # of a recorded pass, padding included; more take longer to compute than to start
 PROMPT_STEP, COLUMN_STEP, ROW_STEP = 64, 128, 4  # up to which shapes are rounded: recordings serve again
 FEWEST_POSITIONS = 1024  # that memory is taken for
+# PyTorch's is what is recorded: flash-attn's takes no mask, and asks the host where padding ends.
+RECORDED_ATTENTION = ("sdpa", "flash_attention_2")
 
 
 def round_up(number: int, step: int) -> int:
@@ -36,7 +38,7 @@ def recorder_for(model: LlavaLlamaForCausalLM) -> Recorder | None:
         and all(weight.device == device and weight.is_floating_point() for weight in weights)
         and not any(hasattr(module, "_hf_hook") for module in model.modules())
         and not getattr(model, "is_quantized", False)
-        and model.config._attn_implementation == "sdpa"
+        and attention_of(model) in RECORDED_ATTENTION
     )
     return CudaGraphs(device) if serves else None
 
@@ -156,14 +158,15 @@ class RecordedSteps:
         # Padding sees itself, since what sees nothing would be no number and spoil what it is masked in.
         seen = (every >= starts[:, None, None]) & (every <= own[:, None]) | (every == own[:, None])
         mask = torch.zeros_like(seen, dtype=embeddings.dtype).masked_fill(~seen, -torch.inf)  # (R, L, C)
-        return self._model(
-            inputs_embeds=embeddings,
-            attention_mask=mask[:, None],
-            position_ids=(own - starts[:, None]).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-            **{CACHE_ARGUMENT: cache.layers(own, cache.capacity)},
-        ).logits[:, -1]
+        with attention_is(self._model, "sdpa"):
+            return self._model(
+                inputs_embeds=embeddings,
+                attention_mask=mask[:, None],
+                position_ids=(own - starts[:, None]).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+                **{CACHE_ARGUMENT: cache.layers(own, cache.capacity)},
+            ).logits[:, -1]
 
 
 class _Memory:

@@ -31,7 +31,7 @@ from llava.engine.stopwatch import Stopwatch
 from llava.internals import CACHE_ARGUMENT
 from llava.model.cuda_graphs import Recorder
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.placement import hand_over
+from llava.model.placement import attention_of_any_length, hand_over
 
 MAX_ROWS = 16
 MAX_POSITIONS = 32_768  # of all rows together; of a 7B model in 16 bits, 16 GiB
@@ -292,15 +292,16 @@ class TransformersEngine(RequestQueue):
         """Run new positions (B, L, H) under the mask (B, T) of all positions; logits of the last, (B, V)."""
         columns = torch.arange(mask.shape[1])[-embeddings.shape[1] :]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        return self.model(
-            inputs_embeds=embeddings,
-            # All at once are without a mask, which the device would have to be asked about.
-            attention_mask=None if bool(mask.all()) else hand_over(mask, embeddings.device),
-            position_ids=hand_over(positions, embeddings.device),
-            use_cache=True,
-            logits_to_keep=1,
-            **{CACHE_ARGUMENT: cache.layers(columns, mask.shape[1])},
-        ).logits[:, -1]
+        with attention_of_any_length():
+            return self.model(
+                inputs_embeds=embeddings,
+                # Rows without padding get no mask, which the device would have to be asked about.
+                attention_mask=None if bool(mask.all()) else hand_over(mask, embeddings.device),
+                position_ids=hand_over(positions, embeddings.device),
+                use_cache=True,
+                logits_to_keep=1,
+                **{CACHE_ARGUMENT: cache.layers(columns, mask.shape[1])},
+            ).logits[:, -1]
 
     def _arrange(self, kept: Sequence[int], *new: RowCache) -> None:
         """Let the cache have these of its rows, and behind them those of new ones, with room for tokens."""
@@ -352,7 +353,8 @@ class TransformersEngine(RequestQueue):
         """Search with beams for one request; nothing is certain before the end of the search."""
         generation = request.generation
         device = request.embeddings.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), attention_of_any_length():
             if generation.samples and generation.seed is not None:
                 torch.manual_seed(generation.seed)
             ids = self.model.generate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,6 +132,21 @@ def choose_attention(device: torch.device, dtype: torch.dtype, wanted: bool = Fa
             "flash attention needs CUDA, a 16-bit type and llava[flash]; using PyTorch's attention instead"
         )
     return "flash_attention_2" if usable else "sdpa"
+
+
+@contextmanager
+def attention_of_any_length() -> Iterator[None]:
+    """Keep cuDNN out of what PyTorch's attention chooses from.
+
+    On Hopper and newer it comes first, and plans every new shape for up to half a second
+    (https://github.com/modelscope/FunASR/issues/3704). With ``TRIM:-1`` hardly a batch has a shape of before.
+    """
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
 
 
 def choose_quantization(

@@ -22,6 +22,7 @@ from llava.errors import UserError
 from llava.folder_lock import lock_folder
 from llava.model.adapter import warn_of_other_base
 from llava.model.checkpoint_files import CheckpointKind
+from llava.model.placement import attention_of_any_length
 from llava.model.saving import check_output_folder
 from llava.train.arguments import (
     DataArguments,
@@ -87,7 +88,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     model_args, data_args, training_args = parse_arguments(argv)
     inputs = (model_args.model_name_or_path, model_args.vision_tower)
     refuse_overwriting("--output_dir", Path(training_args.output_dir), *inputs)
-    with alone(training_args.output_dir):
+    with alone(training_args.output_dir), attention_of_any_length():
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
 
 

@@ -367,6 +367,21 @@ def test_an_engine_goes_on_after_it_was_cleared(engine, prompts):
     assert alone(engine, prompts[0], max_new_tokens=5) == expected
 
 
+def test_no_attention_that_plans_every_length_anew_is_chosen_from(plain_engine, prompts, monkeypatch):
+    allowed, run_model = [], plain_engine.model.forward
+
+    def look(*args, **kwargs):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return run_model(*args, **kwargs)
+
+    monkeypatch.setattr(plain_engine.model, "forward", look)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    alone(plain_engine, prompts[0], max_new_tokens=2)
+    alone(plain_engine, prompts[0], max_new_tokens=2, num_beams=2)
+    assert allowed and not any(allowed)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 def test_prompts_are_padded_in_front():
     embeddings, mask = pad_left([torch.ones(1, 2), torch.ones(3, 2)])
     assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]

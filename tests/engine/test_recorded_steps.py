@@ -9,6 +9,7 @@ import torch
 from llava.engine.base import Generation
 from llava.engine.recorded_steps import PREFILL_POSITIONS, recorder_for, round_up
 from llava.engine.transformers_engine import TransformersEngine
+from llava.internals import attention_is, attention_of
 from tests.recorders import CallsAgain
 
 
@@ -117,6 +118,24 @@ def test_what_cannot_be_recorded_runs_anyway_and_says_so_once(loaded, prompts, e
         assert answers(engine, prompts[3:]) == expected[3:]
     said = [record.getMessage() for record in caplog.records]
     assert said == ["CUDA graphs do not serve here: operation not permitted"] * 2  # for passes, and for steps
+
+
+def test_recorded_passes_compute_with_pytorchs_attention_and_others_with_the_models(
+    engine, prompts, expected, monkeypatch
+):
+    model, used = engine.model, set()
+    run_model = model.forward
+
+    def look(*args, **kwargs):
+        used.add(attention_of(model))
+        return run_model(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", look)
+    with attention_is(model, "eager"):
+        assert answers(engine, prompts[:2]) == expected[:2]
+        assert attention_of(model) == "eager"
+    assert used == {"sdpa"}
+    assert attention_of(model) == "sdpa"
 
 
 def test_nothing_is_recorded_on_a_cpu(loaded):

@@ -120,5 +120,6 @@ class InferenceBench:
     def _preprocess(self, batch: int) -> Preprocessed:
         """Return pictures that are preprocessed once for all reductions, since that takes its time."""
         if batch not in self.preprocessed:
+            self.stages.preprocess(batch)  # to warm up
             self.preprocessed[batch] = self.stages.preprocess(batch)
         return self.preprocessed[batch]
