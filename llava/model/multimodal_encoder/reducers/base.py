@@ -1,0 +1,131 @@
+"""What a method may look at of one image, and what it gives back.
+
+Shapes: N patches, D width of the tower, h width of one of its heads, E width of CLIP's joint space, D' width
+of the language model, M pieces of a question, of which `llava` reads the first alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Signal(Enum):
+    """What the vision encoder gives up beside its patches, only when a method that reads it is in force.
+
+    "The selected layer" is the one whose output the patches are.
+    """
+
+    CLS = "the hidden state of CLS"
+    CLS_ATTENTION = "attention of CLS in the selected layer"
+    KEYS = "keys of the selected layer"
+    RECEIVED_ATTENTION = "attention that patches receive in the ninth and the selected layer"
+
+
+class ImageInputs(Protocol):
+    """One image, and what is known of the question about it; all is computed when it is first asked for.
+
+    Scores are float32 whatever the tower's dtype, hidden states are in the tower's. What belongs to the
+    question or to the language model raises `UserError` where there is none.
+    """
+
+    @property
+    def patches(self) -> Tensor:
+        """Hidden states of the patches, (N, D), in raster order, in the tower's dtype."""
+
+    def cls(self) -> Tensor:
+        """Hidden state of CLS, (D,), in the tower's dtype; `Signal.CLS`."""
+
+    def cls_attention(self) -> Tensor:
+        """Attention of CLS to each patch in the selected layer, mean over heads, (N,).
+
+        The softmax was over CLS too, so they do not sum to 1; `Signal.CLS_ATTENTION`.
+        """
+
+    def keys(self) -> Tensor:
+        """Keys of the patches in the selected layer, averaged over heads, (N, h); `Signal.KEYS`."""
+
+    def received_attention(self) -> tuple[Tensor, Tensor]:
+        """Attention that each patch receives, mean over heads and queries, CLS among these, (N,) twice.
+
+        In the ninth layer and in the selected one; `Signal.RECEIVED_ATTENTION`.
+        """
+
+    def next_layer(self) -> tuple[Tensor, Tensor]:
+        """Attention (N,) of CLS, as one head, and keys (N, D) of the layer that reads the patches."""
+
+    def projected(self) -> Tensor:
+        """Return the patches behind the projector, (N, D')."""
+
+    def joint(self) -> Tensor:
+        """Return the patches in CLIP's joint space, (N, E), not normalized."""
+
+    def relevance(self) -> Tensor:
+        """Return TRIM's relevance to the question, (N,)."""
+
+    def question(self) -> Tensor:
+        """Return the pooled, projected pieces of the question, (M, E), not normalized."""
+
+    def question_states(self) -> Tensor:
+        """Return projected states of the question at all 77 positions of CLIP's context, (M, 77, E).
+
+        The question is padded with id 0 behind its end, which no position attends to.
+        """
+
+    def words(self) -> Tensor:
+        """Return the language model's embeddings of the question's content words, (m, D')."""
+
+    def in_padding(self) -> Tensor:
+        """Tell which patches lie wholly in what makes the image square, bool (N,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is left of an image.
+
+    Attributes:
+        kept: Patches that are tokens of their own, ascending, int64 (k,).
+        tokens: The visual tokens (n, D) in their order; None if they are the kept patches in raster order.
+    """
+
+    kept: Tensor
+    tokens: Tensor | None = None
+
+
+class Method(Protocol):
+    """A published method with its setting, which looks at one image at a time.
+
+    Attributes:
+        paper: Where it is described.
+        reads: What it needs of the vision encoder beside the patches.
+        needs_question: Whether CLIP's text encoder has to read the question.
+    """
+
+    paper: ClassVar[str]
+    reads: ClassVar[frozenset[Signal]]
+    needs_question: ClassVar[bool]
+
+    def choose(self, image: ImageInputs) -> Choice:
+        """Reduce one image; where the budget is N or more, `everything` stays."""
+
+
+def everything(image: ImageInputs) -> Choice:
+    """Keep all patches, without any further token."""
+    return Choice(torch.arange(len(image.patches), device=image.patches.device))
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Return the ``count`` highest of scores (N,), the earlier first on a tie: indices, ascending."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[:count].sort().values
+
+
+def cosine(left: Tensor, right: Tensor | None = None) -> Tensor:
+    """Return cosine similarities of rows (n, d) and (m, d), or of rows among themselves, float32 (n, m)."""
+    left = torch.nn.functional.normalize(left.float(), dim=-1)
+    right = left if right is None else torch.nn.functional.normalize(right.float(), dim=-1)
+    return left @ right.T
