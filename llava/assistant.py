@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +39,9 @@ from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.cuda_graphs import CudaGraphs
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import LoadedModel, load_checkpoint
-from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
+from llava.model.multimodal_encoder.reducers.base import Signal
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction, reads_question, signals_of
+from llava.model.multimodal_encoder.token_reduction import Reducer
 from llava.model.placement import choose_placement
 from llava.model.prompt_encoder import EncodedImage, PromptEncoder, ReducedImage
 from llava.model.prompt_model import LlavaPromptModel
@@ -421,7 +424,7 @@ class Assistant:
                     f"{placeholders} <image> placeholders in the prompt, {len(request.images)} images given"
                 )
             needs_question = (
-                bool(request.images) and request.clip_text is None and self._reducer(request).needs_question
+                bool(request.images) and request.clip_text is None and reads_question(self._reducer(request))
             )
             return request.prompt, user_turns(request.prompt)[-1] if needs_question else ""
         conversation = template.copy()
@@ -465,8 +468,9 @@ class Assistant:
         asking = [(job, job.prompt) for job in jobs if job.prompt is not None]
         sources = {_source_key(source): source for _, prompt in asking for source in prompt.images}
         # Decoding and resizing are done outside of Python, so threads do several at once.
+        read = partial(self._read_image, wanted=_signals(jobs))
         with ThreadPoolExecutor(min(len(sources), IMAGES_AT_ONCE) or 1) as pool:
-            found = dict(zip(sources, pool.map(self._read_image, sources.values()), strict=True))
+            found = dict(zip(sources, pool.map(read, sources.values()), strict=True))
         for job, prompt in asking:
             try:
                 for source in prompt.images:
@@ -478,12 +482,18 @@ class Assistant:
                 job.fail(error)
         return {key: image for key, image in found.items() if isinstance(image, _ReadImage)}
 
-    def _read_image(self, source: ImageSource) -> _ReadImage | UserError:
-        """Read an image and, unless it is kept encoded, turn it into pixels; return the error, if any."""
+    def _read_image(self, source: ImageSource, wanted: frozenset[Signal]) -> _ReadImage | UserError:
+        """Read an image and, unless it is kept encoded with all that is wanted of it, turn it into pixels.
+
+        Returns:
+            The image, or the error.
+        """
         try:
             image = read_image(source)
             key = (self._seen_as(), content_key(image))
             encoded = self.features.get(key)
+            if encoded is not None and not wanted <= encoded.signals.keys():
+                encoded = None
             pixels = self.encoder.preprocess(image) if encoded is None else None
             return _ReadImage(key, image.size, pixels, encoded)
         except UserError as error:
@@ -503,12 +513,15 @@ class Assistant:
             self.encoder.tower.clear_text_cache()
             self.encoder.tower.clear_recordings()
 
-    def _encode_images(self, images: Collection[_ReadImage]) -> dict[Hashable, EncodedImage]:
+    def _encode_images(
+        self, images: Collection[_ReadImage], wanted: frozenset[Signal]
+    ) -> dict[Hashable, EncodedImage]:
         """Return images by their keys; the vision encoder runs over those that are not encoded, each once."""
         fresh = {image.key: image for image in images if image.pixels is not None}
         made = self.encoder.encode(
             [image.pixels for image in fresh.values() if image.pixels is not None],
             [image.size for image in fresh.values()],
+            wanted,
         )
         for key, encoded in zip(fresh, made, strict=True):
             self.features.add(key, encoded)
@@ -519,7 +532,7 @@ class Assistant:
         """Encode the images of jobs, each once, and reduce them for each job's question."""
         watch = Stopwatch(self.encoder.device)
         read = self._read_images(jobs)
-        encoded = self._encode_images(read.values())
+        encoded = self._encode_images(read.values(), _signals(jobs))
         asking = [job for job in jobs if job.result is None and job.prompt and job.prompt.images]
         vision_ms = watch.lap()
         own = [
@@ -687,3 +700,8 @@ def bundled_checkpoint() -> Path:
             "checkpoint such as liuhaotian/llava-v1.5-7b"
         )
     return SHAPES_CHECKPOINT
+
+
+def _signals(jobs: Iterable[_Job]) -> frozenset[Signal]:
+    """Return what the reducers of jobs want of the vision encoder beside patches."""
+    return signals_of(job.prompt.reducer for job in jobs if job.prompt is not None)

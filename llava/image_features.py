@@ -46,8 +46,10 @@ class FeatureCache:
     def add(self, key: Hashable, image: EncodedImage) -> None:
         """Keep an image, and let go of those that were not used for longest."""
         with self._lock:
-            if key in self._images or image.nbytes > self.limit:
+            known = self._images.get(key)
+            if image.nbytes > self.limit or (known and known.signals.keys() >= image.signals.keys()):
                 return
+            self.nbytes -= 0 if known is None else known.nbytes
             self._images[key] = image
             self.nbytes += image.nbytes
             while self.nbytes > self.limit:

@@ -14,7 +14,8 @@ from torch import Tensor
 from llava.engine.base import FinishReason, Generation
 from llava.errors import UserError
 from llava.image_io import load_image, to_rgb
-from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
+from llava.model.multimodal_encoder.token_reduction import Reducer
 
 ImageSource = Image.Image | np.ndarray | str | Path | Callable[[], Image.Image]
 """An image, or its values as `to_rgb` takes them, or its file, or a function that returns it; read when it is

@@ -48,13 +48,13 @@ def count_encodings(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> list[int
     encoded: list[int] = []
     assistant.features.clear()
     tower = assistant.model.get_vision_tower()
-    encode = tower.encode
+    look = tower.look
 
-    def count(pixels: torch.Tensor) -> torch.Tensor:
+    def count(pixels: torch.Tensor, *wanted: Any) -> Any:
         encoded.append(len(pixels))
-        return encode(pixels)
+        return look(pixels, *wanted)
 
-    monkeypatch.setattr(tower, "encode", count)
+    monkeypatch.setattr(tower, "look", count)
     return encoded
 
 

@@ -90,7 +90,7 @@ def check(options: argparse.Namespace) -> None:
         UserError: If it cannot.
     """
     from llava.bench.pictures import picture_paths
-    from llava.model.multimodal_encoder.token_reduction import parse_reduction
+    from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
     given = [f"--{name.replace('_', '-')}" for name in OF_CHECKPOINTS if getattr(options, name)]
     if options.random and given:

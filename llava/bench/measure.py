@@ -15,7 +15,8 @@ from llava.bench.memory import PeakMemory
 from llava.bench.report import ANSWER, DECODE, FIRST_TOKEN, Measured, Spread
 from llava.bench.stages import FIRST_TOKEN as STAGES
 from llava.bench.stages import Round, StageBench
-from llava.model.multimodal_encoder.token_reduction import Reducer, parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
+from llava.model.multimodal_encoder.token_reduction import Reducer
 
 # Sides of the matrices whose product's rate is measured, and how many fill the time of a fair measurement.
 PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192, "mps": 4096}

@@ -20,7 +20,7 @@ from llava.bench.random_llava import add_random_vision_tower, random_language_mo
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.engine.stopwatch import Stopwatch
 from llava.errors import UserError
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.placement import parse_device, parse_dtype
 from llava.options import CommandParser, positive
 from llava.train.lora import LoraSettings, add_lora

@@ -24,7 +24,7 @@ from llava.model.checkpoint_files import read_tensors
 from llava.model.input_checks import check_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.prompt_encoder import Images, PromptEncoder
 from llava.model.sharding import gathered_parameters

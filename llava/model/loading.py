@@ -56,7 +56,7 @@ from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.placement import Placement
 from llava.model.prompt_model import LlavaPromptModel
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector

@@ -10,9 +10,9 @@ was cut for ``anyres``), N patches per crop, D width of the vision tower, H widt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
@@ -25,6 +25,9 @@ from llava.mm_utils import process_images
 from llava.model.anyres import arrange_crops
 from llava.model.input_checks import check_ids, check_images, check_texts
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.image_inputs import Surroundings
+from llava.model.multimodal_encoder.reducers.base import Signal
+from llava.model.multimodal_encoder.reducers.registry import reads_question, signals_of
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Reducer, VisualTokens
 from llava.model.placement import hand_over
 from llava.model.splice import (
@@ -61,16 +64,18 @@ class EncodedImage:
         pixels: (C, 3, height, width).
         patches: (C, N, D).
         size: Of the original.
+        signals: What else reducers wanted of the encoder, (C, ...) each.
     """
 
     pixels: Tensor
     patches: Tensor
     size: Size
+    signals: Mapping[Signal, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """What it takes, wherever it is."""
-        return self.pixels.nbytes + self.patches.nbytes
+        return sum(one.nbytes for one in (self.pixels, self.patches, *self.signals.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +151,31 @@ class PromptEncoder:
         return pixels if pixels.ndim == 4 else pixels.unsqueeze(0)
 
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[Tensor], sizes: Sequence[Size]) -> list[EncodedImage]:
+    def encode(
+        self, pixels: Sequence[Tensor], sizes: Sequence[Size], wanted: Collection[Signal] = ()
+    ) -> list[EncodedImage]:
         """Run the vision encoder over images, once for all questions about them.
 
         Args:
             pixels: From `preprocess`, (C, 3, height, width) each.
             sizes: Of the originals.
+            wanted: What else the reducers of these questions read.
         """
         if not pixels:
             return []
-        patches = self.tower.encode(torch.cat(list(pixels))).split([len(crops) for crops in pixels])
-        # Each in memory of its own, so that one that is kept does not keep the whole batch.
-        own = [features.clone() for features in patches] if len(pixels) > 1 else patches
-        return [EncodedImage(*parts) for parts in zip(pixels, own, sizes, strict=True)]
+        patches, signals = self.tower.look(torch.cat(list(pixels)), wanted)
+        counts = [len(crops) for crops in pixels]
+
+        def own(features: Tensor) -> list[Tensor]:
+            # Each in memory of its own, so that one that is kept does not keep the whole batch.
+            parts = features.split(counts)
+            return [part.clone() for part in parts] if len(parts) > 1 else list(parts)
+
+        parts = {signal: own(one) for signal, one in signals.items()}
+        return [
+            EncodedImage(seen, features, size, {signal: one[i] for signal, one in parts.items()})
+            for i, (seen, features, size) in enumerate(zip(pixels, own(patches), sizes, strict=True))
+        ]
 
     @torch.inference_mode()
     def reduce(
@@ -175,15 +192,40 @@ class PromptEncoder:
         for reducer in dict.fromkeys(reducers):
             own = [i for i, one in enumerate(reducers) if one == reducer]
             counts = [len(images[i].patches) for i in own]
+            around = [self._surroundings(images[i].size) for i in own]
             tokens = self.tower.reduce(
                 torch.cat([images[i].patches for i in own]),
                 torch.cat([images[i].pixels for i in own]),
-                [texts[i] for i, count in zip(own, counts, strict=True) for _ in range(count)],
+                _per_crop([texts[i] for i in own], counts),
                 reducer,
+                signals={
+                    signal: torch.cat([images[i].signals[signal] for i in own])
+                    for signal in signals_of([reducer])
+                },
+                around=_per_crop(around, counts),
             )
             for i, crops in zip(own, tokens.split_images(counts), strict=True):
                 reduced[i] = ReducedImage(crops, images[i].size, reducer)
         return [reduced[i] for i in range(len(images))]
+
+    def _surroundings(self, size: Size | None) -> Surroundings:
+        """Return what a reducer may know of an image that the vision tower does not see."""
+        is_padded = getattr(self.config, "image_aspect_ratio", None) == "pad"
+        return Surroundings(self._model.project_packed, self._embed_words, size, is_padded)
+
+    def _embed_words(self, words: Sequence[str]) -> Tensor:
+        """Embed the tokens of words, each tokenized by itself, (m, H).
+
+        Raises:
+            UserError: If the model has no tokenizer.
+        """
+        tokenizer = self._model.tokenizer
+        if tokenizer is None:
+            raise UserError(
+                "this token reduction reads words, and the model has no tokenizer: set model.tokenizer"
+            )
+        ids = [number for word in words for number in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        return self._model.get_model().embed_tokens(hand_over(torch.tensor(ids), self.device))
 
     def project(self, images: Sequence[ReducedImage]) -> list[Tensor]:
         """Map visual tokens to the language model's width and join those of each image's crops.
@@ -195,8 +237,12 @@ class PromptEncoder:
         """
         if not images:
             return []
-        projected = self._model.project_packed(torch.cat([image.crops.packed for image in images]))
-        pieces = projected.split([sum(image.crops.counts) for image in images])
+        # What a reducer has projected already has no gradients.
+        known = [None if torch.is_grad_enabled() else image.crops.projected for image in images]
+        fresh = [image.crops.packed for image, own in zip(images, known, strict=True) if own is None]
+        made = self._model.project_packed(torch.cat(fresh)).split(list(map(len, fresh))) if fresh else ()
+        projected = iter(made)
+        pieces = [next(projected) if own is None else own for own in known]
         return [
             self._join_crops(piece.split(image.crops.counts), image)
             for piece, image in zip(pieces, images, strict=True)
@@ -356,11 +402,14 @@ class PromptEncoder:
             crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
             pixels, counts = torch.cat(crops), [len(image) for image in crops]
         if texts is not None and len(texts) == len(counts):
-            texts = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
+            texts = _per_crop(texts, counts)
         sizes: Sequence[Size | None] = image_sizes or [None] * len(counts)
+        patches, signals = tower.look(pixels, signals_of([tower.token_reduction]))
+        around = _per_crop([self._surroundings(size) for size in sizes], counts)
+        tokens = tower.reduce(patches, pixels, texts, signals=signals, around=around)
         reduced = [
             ReducedImage(crops, size, tower.token_reduction)
-            for crops, size in zip(tower.select(pixels, texts).split_images(counts), sizes, strict=True)
+            for crops, size in zip(tokens.split_images(counts), sizes, strict=True)
         ]
         for observe in self.observers:
             observe(reduced)
@@ -375,7 +424,7 @@ class PromptEncoder:
         all_turns: bool,
     ) -> list[ImageText] | None:
         """Match the caller's texts with the images, or read them from the prompts' ids, (L_i,) each."""
-        if not self.tower.token_reduction.needs_question:
+        if not reads_question(self.tower.token_reduction):
             return None
         if texts is not None:
             check_texts(texts)
@@ -394,3 +443,11 @@ class PromptEncoder:
             start = end + 1
         turns = user_turns(DEFAULT_IMAGE_TOKEN.join(stretches))
         return turns if all_turns else turns[-1]
+
+
+Item = TypeVar("Item")
+
+
+def _per_crop(items: Sequence[Item], counts: Sequence[int]) -> list[Item]:
+    """Repeat what belongs to an image for each of its crops."""
+    return [item for item, count in zip(items, counts, strict=True) for _ in range(count)]

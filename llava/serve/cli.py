@@ -110,7 +110,7 @@ def obey(command: str, chat: "Chat", assistant: "Assistant") -> "Chat":
     Raises:
         UserError: If there is no such command, or what it names does not serve.
     """
-    from llava.model.multimodal_encoder.token_reduction import parse_reduction
+    from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
     word, _, value = command.partition(" ")
     if word == "/image":

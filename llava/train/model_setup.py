@@ -17,7 +17,7 @@ from llava.model.checkpoint_configs import read_llava_config
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, name_elsewhere, resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import load_language_model, load_trained_tower
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import (

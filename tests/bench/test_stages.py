@@ -14,7 +14,7 @@ from llava.bench.random_llava import random_assistant, random_language_model
 from llava.bench.stages import FIRST_TOKEN, StageBench
 from llava.engine.base import Generation
 from llava.messages import Answer, Request
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
 REDUCTIONS = {"none": 100, "TRIM:0.21": 22, "TRIM:64": 65, "Random:0.21": 22, "Pool:64": 64}
 BATCH, NEW_TOKENS = 3, 4

@@ -11,7 +11,7 @@ from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.messages import Request
 from llava.model.multimodal_encoder import clip_encoder
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from tests.conftest import TINY_LLAVA
 
 SHORT = Generation(max_new_tokens=4)

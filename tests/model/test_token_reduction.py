@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from llava.errors import UserError
+from llava.model.multimodal_encoder.reducers.registry import REDUCERS, parse_reduction
 from llava.model.multimodal_encoder.token_reduction import (
-    REDUCERS,
     NoReduction,
     Reducer,
     ReducerInputs,
@@ -13,7 +13,6 @@ from llava.model.multimodal_encoder.token_reduction import (
     keep_outliers,
     keep_top,
     merge_dropped,
-    parse_reduction,
     patch_relevance,
     patch_scores,
 )

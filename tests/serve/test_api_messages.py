@@ -13,7 +13,7 @@ from PIL import Image
 from llava.engine.base import Generation
 from llava.errors import UserError
 from llava.messages import read_image
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.serve.api_messages import MAX_CHARACTERS, BodyError, ChatRequest, read_body
 from llava.serve.images import MAX_IMAGES
 

@@ -12,7 +12,7 @@ from llava.bench.gpu_check.sizes import Size
 from llava.bench.pictures import random_pictures
 from llava.bench.random_llava import language_model_bytes, random_assistant
 from llava.bench.stages import StageBench
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
 REDUCTIONS = ("none", "TRIM:0.21")
 LARGEST_BATCH = 8

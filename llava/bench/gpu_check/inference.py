@@ -22,7 +22,7 @@ from llava.bench.memory import PeakMemory
 from llava.bench.pictures import random_pictures
 from llava.bench.random_llava import language_model_bytes, random_assistant
 from llava.bench.stages import FIRST_TOKEN, Preprocessed, StageBench
-from llava.model.multimodal_encoder.token_reduction import parse_reduction
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.placement import choose_attention
 
 REDUCTIONS = ("none", "TRIM:-1", "TRIM:0.21", "TRIM:64", "Random:0.21", "Pool:64")

@@ -14,7 +14,8 @@ from llava.bench.gpu_check.sizes import Size
 from llava.bench.gpu_check.synchronisations import count_synchronisations
 from llava.bench.random_llava import random_assistant
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.token_reduction import ReducerInputs, parse_reduction, patch_relevance
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
+from llava.model.multimodal_encoder.token_reduction import ReducerInputs, patch_relevance
 
 BATCH = 16
 REDUCTIONS = ("TRIM:-1", "TRIM:0.21", "TRIM:64")

@@ -6,7 +6,7 @@ Shapes: B images, N patches per image, D width of the tower, E width of CLIP's j
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -23,8 +23,18 @@ from llava.model.checkpoint_configs import read_clip_configs, read_image_process
 from llava.model.checkpoint_files import name_elsewhere, own_file, resolve_folder
 from llava.model.cuda_graphs import Recorder, Recordings
 from llava.model.input_checks import check_images, check_pixels, check_texts
-from llava.model.multimodal_encoder.clip_weights import load_text_half, load_vision_half
+from llava.model.multimodal_encoder.clip_weights import (
+    NextLayer,
+    load_next_layer,
+    load_text_half,
+    load_vision_half,
+)
 from llava.model.multimodal_encoder.cut_encoder import CutVisionModel
+from llava.model.multimodal_encoder.image_inputs import ALONE, Surroundings, TowerImage
+from llava.model.multimodal_encoder.reducers.attention import cls_attention
+from llava.model.multimodal_encoder.reducers.base import Method, Signal
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction, signals_of
+from llava.model.multimodal_encoder.signals import read_signals
 from llava.model.multimodal_encoder.text_encoder import TEXT_LOCK, TextEncoder, without_autocast
 from llava.model.multimodal_encoder.token_reduction import (
     Reducer,
@@ -33,7 +43,6 @@ from llava.model.multimodal_encoder.token_reduction import (
     VisualTokens,
     order_and_merge,
     pack_tokens,
-    parse_reduction,
     patch_relevance,
     patch_scores,
 )
@@ -102,6 +111,7 @@ class CLIPVisionTower(nn.Module):
         self._text_encoder: TextEncoder | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._recorded: _Recorded | None = None
+        self._next_layer: list[NextLayer] = []  # once needed; no submodule, since no checkpoint has it
         if not delay_load:
             self.load_model()
 
@@ -260,20 +270,41 @@ class CLIPVisionTower(nn.Module):
     @torch.no_grad()
     def select(self, images: Tensor, texts: Sequence[ImageText] | str | None = None) -> VisualTokens:
         """See (B, 3, height, width) images and keep what matters for their questions; see `forward`."""
-        return self.reduce(self.encode(images), images, texts)
+        patches, signals = self.look(images, signals_of([self.token_reduction]))
+        return self.reduce(patches, images, texts, signals=signals)
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the patch features of (B, 3, height, width) pixels at the selected layer, (B, N, D).
 
         Raises:
             UserError: If the tower is not loaded, or these are no pixels of its size.
         """
+        return self.look(images)[0]
+
+    @torch.no_grad()
+    def look(self, images: Tensor, wanted: Collection[Signal] = ()) -> tuple[Tensor, dict[Signal, Tensor]]:
+        """Return the patch features (B, N, D) of pixels, and what else a reducer wants of the encoder.
+
+        Args:
+            images: (B, 3, height, width).
+            wanted: Signals that are computed beside the patches, each (B, ...).
+
+        Raises:
+            UserError: As in `encode`, or if signals are wanted of a tower whose CLS counts as a patch.
+        """
         self.require_loaded()
         check_pixels(images, self.config.image_size)
         images = hand_over(images, self.device, self.dtype)
         with without_autocast(self.device):
-            return self._patches(self._hidden_state(images))
+            if not wanted:
+                return self._patches(self._hidden_state(images)), {}
+            if self.select_feature != "patch":
+                raise UserError(
+                    "this token reduction tells CLS from the patches, and mm_vision_select_feature is "
+                    f"{self.select_feature!r}; accepted with it: patch"
+                )
+            hidden, signals = read_signals(self.vision_tower, images, wanted)
+            return self._patches(hidden), signals
 
     def _hidden_state(self, images: Tensor) -> Tensor:
         """Run the encoder on (B, 3, height, width) pixels, (B, 1 + N, D)."""
@@ -352,15 +383,76 @@ class CLIPVisionTower(nn.Module):
         images: Tensor,
         texts: Sequence[ImageText] | str | None,
         reducer: Reducer | None = None,
+        *,
+        signals: Mapping[Signal, Tensor] | None = None,
+        around: Sequence[Surroundings] | None = None,
     ) -> VisualTokens:
-        """Reduce (B, N, D) patches of (B, 3, height, width) images by the tower's reducer or by another."""
+        """Reduce (B, N, D) patches by the tower's reducer or by another.
+
+        Args:
+            patches: From `look`.
+            images: What was seen, (B, 3, height, width).
+            texts: As in `forward`.
+            reducer: Instead of the tower's.
+            signals: From `look`, those that the reducer reads.
+            around: What is known of each image that the tower does not see.
+        """
         if reducer is None:
             reducer = self.token_reduction
+        if isinstance(reducer, Method):
+            return reducer(self._inputs(patches, images, texts, signals or {}, around))
         if self._recorded is not None and isinstance(reducer, Trim) and len(patches) <= RECORDED_CHOICES:
             questions = self._questions(patches, texts)
             return pack_tokens(*self._recorded.choice(patches, questions, reducer=reducer))
         relevance = partial(self._relevance, patches, texts)
         return reducer(ReducerInputs(patches, images, relevance))
+
+    def _inputs(
+        self,
+        patches: Tensor,
+        images: Tensor,
+        texts: Sequence[ImageText] | str | None,
+        signals: Mapping[Signal, Tensor],
+        around: Sequence[Surroundings] | None,
+    ) -> ReducerInputs:
+        """Put together what a published method looks at, image by image: (B, N, D) patches."""
+        questions: Sequence[ImageText | None] = [None] * len(patches)
+        if texts is not None:
+            questions = _one_question_per_image(texts, len(patches))
+        rows = [
+            TowerImage(self, own, {name: one[row] for name, one in signals.items()}, question, surroundings)
+            for row, (own, question, surroundings) in enumerate(
+                zip(patches, questions, around or [ALONE] * len(patches), strict=True)
+            )
+        ]
+        return ReducerInputs(patches, images, partial(self._relevance, patches, texts), rows)
+
+    def look_ahead(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the layer behind the selected one makes of hidden states (1 + N, D), CLS first.
+
+        Returns:
+            Attention of CLS to the patches as a single head, (N,), and the patches' keys, (N, D).
+
+        Raises:
+            UserError: If there is no such layer.
+        """
+        if not self._next_layer:
+            layer = load_next_layer(self.vision_tower.config, self.folder)
+            self._next_layer.append(layer.to(device=self.device, dtype=self.dtype))
+        query, keys = self._next_layer[0](hidden)
+        return cls_attention(query, keys, heads=1), keys[1:].float()
+
+    def join(self, patches: Tensor) -> Tensor:
+        """Project patches (N, D) into CLIP's joint space, float32 (N, E)."""
+        weight = self.vision_tower.visual_projection.weight.float()
+        with without_autocast(self.device):
+            return self._normed(patches) @ weight.T
+
+    def _normed(self, patches: Tensor) -> Tensor:
+        """Run CLIP's ``post_layernorm`` on patches (..., D), in float32."""
+        norm = self.vision_tower.vision_model.post_layernorm
+        weight, bias = norm.weight.float(), norm.bias.float()
+        return F.layer_norm(patches.float(), norm.normalized_shape, weight, bias, norm.eps)
 
     def _choose(self, patches: Tensor, questions: Tensor, *, reducer: Trim) -> tuple[Tensor, Tensor, Tensor]:
         """Do what TRIM does to (B, N, D) patches before the host learns of it; see `pack_tokens`."""
@@ -377,11 +469,9 @@ class CLIPVisionTower(nn.Module):
 
     def score_patches(self, patches: Tensor, questions: Tensor) -> Tensor:
         """Score patches (B, N, D) against projected questions (B, E), (B, N); see `patch_scores`."""
-        norm = self.vision_tower.vision_model.post_layernorm
-        weight, bias = norm.weight.float(), norm.bias.float()
-        normed = F.layer_norm(patches.float(), norm.normalized_shape, weight, bias, norm.eps)
+        projection = self.vision_tower.visual_projection.weight.float()
         with without_autocast(self.device):
-            return patch_scores(normed, questions, self.vision_tower.visual_projection.weight.float())
+            return patch_scores(self._normed(patches), questions, projection)
 
     @torch.no_grad()
     def encode_texts(self, questions: Sequence[ImageText]) -> Tensor:
@@ -401,6 +491,7 @@ class CLIPVisionTower(nn.Module):
         """Move or convert the weights, as ``.to()`` does."""
         self.clear_text_cache()
         self.clear_recordings()
+        self._next_layer.clear()
         return super()._apply(*args, **kwargs)
 
     @property

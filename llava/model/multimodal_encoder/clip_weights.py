@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -56,6 +57,54 @@ def load_vision_half(config: CLIPVisionConfig, select_layer: int, folder: Path) 
     model = _load_half(CutVisionModel, config, weights, folder)
     model.layers_not_built = layers - config.num_hidden_layers
     return model
+
+
+def load_next_layer(config: CLIPVisionConfig, folder: Path) -> NextLayer:
+    """Load what the first layer that was not built makes of its input before it attends, frozen.
+
+    Args:
+        config: From `load_vision_half`.
+        folder: CLIP's.
+
+    Raises:
+        UserError: If all layers were built.
+    """
+    weights = open_weights(folder)
+    shown = f"encoder.layers.{config.num_hidden_layers}."
+    own = {name.partition(shown)[2]: name for name in weights if shown in name and "text_model" not in name}
+    if not own:
+        raise UserError(
+            "this token reduction reads the layer behind the selected one (mm_vision_select_layer), which is "
+            "the last"
+        )
+    layer = NextLayer(config)
+    names = {
+        name: name if name.startswith("layer_norm1") else f"self_attn.{name}" for name in layer.state_dict()
+    }
+    missing = [name for name in names.values() if name not in own]
+    if missing:
+        raise UserError(f"{folder} lacks {shown}{missing[0]}")
+    layer.load_state_dict({name: weights[own[stored]][...] for name, stored in names.items()}, assign=True)
+    return layer.requires_grad_(False).eval()
+
+
+class NextLayer(nn.Module):
+    """The norm and the projections to queries and keys of one layer.
+
+    Args:
+        config: Of the vision encoder.
+    """
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the query of CLS (1, D) and the keys (1 + N, D) for hidden states (1 + N, D)."""
+        normed = self.layer_norm1(hidden)
+        return self.q_proj(normed[:1]), self.k_proj(normed)
 
 
 def load_text_half(config: CLIPTextConfig, folder: Path) -> CLIPTextModelWithProjection:

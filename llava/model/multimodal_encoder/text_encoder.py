@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from llava.errors import UserError
+from llava.model.placement import hand_over
 from llava.model.splice import ImageText
 from llava.utils import check_characters
 
@@ -67,6 +68,21 @@ class TextEncoder:
         embeddings = {text: self._embed(text) for text in distinct}
         return torch.stack([_mean([embeddings[text] for text in own]) for own in per_image])
 
+    @torch.no_grad()
+    def states(self, text: str) -> Tensor:
+        """Return projected states at all positions of CLIP's context, (77, E) in float32.
+
+        Behind the text the ids are 0, which no position of the text attends to.
+        """
+        ids = self._ids(text)
+        padding = self.model.config.max_position_embeddings - len(ids)
+        device = self.model.text_projection.weight.device
+        padded = hand_over(torch.tensor([ids + [0] * padding]), device)
+        mask = hand_over(torch.tensor([[1] * len(ids) + [0] * padding]), device)
+        with without_autocast(device):
+            hidden = self.model.text_model(input_ids=padded, attention_mask=mask).last_hidden_state
+            return self.model.text_projection(hidden)[0].float()
+
     def clear_cache(self) -> None:
         """Forget all embeddings, because the weights that made them have changed."""
         with TEXT_LOCK:
@@ -83,16 +99,19 @@ class TextEncoder:
             return embedding
 
     def _encode(self, text: str) -> Tensor:
-        """Project one text, cut at CLIP's context length with its front kept: (E,) in float32."""
+        """Project one text: (E,) in float32."""
+        with without_autocast(self.model.text_projection.weight.device):
+            return self._run(torch.tensor([self._ids(text)]))[0].float()
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokenize a text, cut at CLIP's context length with its front kept."""
         limit = self.model.config.max_position_embeddings
         check_characters(text, "a text for CLIP")
         ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > limit:
             self._warn_of_length(len(ids), limit)
             ids = ids[: limit - 1] + ids[-1:]
-        device = self.model.text_projection.weight.device
-        with without_autocast(device):
-            return self._run(torch.tensor([ids]))[0].float()
+        return ids
 
     def _warn_of_length(self, length: int, limit: int) -> None:
         if not self._has_warned_of_length:

@@ -14,19 +14,14 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.errors import UserError, shown
-
-ACCEPTED_FORMS = (
-    "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of "
-    "patches, 'Random:' followed by the same, or 'Pool:k'"
-)
+if TYPE_CHECKING:
+    from llava.model.multimodal_encoder.reducers.base import ImageInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +33,13 @@ class VisualTokens:
         counts: Tokens per image, n_i.
         kept: Which patches stayed as tokens of their own, bool (B, N), on the host: whoever looks at it there
             makes no device wait.
+        projected: The tokens behind the projector, (sum(counts), D'), where choosing them took that.
     """
 
     packed: Tensor
     counts: tuple[int, ...]
     kept: Tensor
+    projected: Tensor | None = None
 
     def split(self) -> tuple[Tensor, ...]:
         """Return one (n_i, D) view per image."""
@@ -58,12 +55,15 @@ class VisualTokens:
         Args:
             crops: Their number per image.
         """
-        images, start = [], 0
-        lengths = list(self.counts)
-        per_image = [lengths[end - count : end] for count, end in zip(crops, accumulate(crops), strict=True)]
-        for packed, counts in zip(self.packed.split(list(map(sum, per_image))), per_image, strict=True):
-            images.append(VisualTokens(packed, tuple(counts), self.kept[start : start + len(counts)]))
-            start += len(counts)
+        images, first, start = [], 0, 0
+        for count in crops:
+            counts = self.counts[first : first + count]
+            end = start + sum(counts)
+            projected = None if self.projected is None else self.projected[start:end]
+            images.append(
+                VisualTokens(self.packed[start:end], counts, self.kept[first : first + count], projected)
+            )
+            first, start = first + count, end
         return images
 
 
@@ -184,11 +184,13 @@ class ReducerInputs:
         pixels: What the tower saw, (B, 3, height, width).
         relevance: Computes the relevance of each patch to the question, float32 (B, N), or raises `UserError`
             if no question was given; called only by reducers that ask for it.
+        images: The same image by image, with all that published methods look at.
     """
 
     patches: Tensor
     pixels: Tensor
     relevance: Callable[[], Tensor]
+    images: Sequence[ImageInputs] = ()
 
 
 class Budget(Protocol):
@@ -301,7 +303,7 @@ class Reducer(Protocol):
 
     @property
     def needs_question(self) -> bool:
-        """Whether the reducer asks for relevance, so that the tower must hold CLIP's text encoder."""
+        """Whether the tower must hold CLIP's text encoder, to read the question."""
 
     @classmethod
     def parse(cls, value: str) -> Reducer:
@@ -427,27 +429,3 @@ class Pool:
         kept = torch.zeros(patches.shape[:2], dtype=torch.bool)
         kept[:, :leading] = True
         return VisualTokens(tokens.flatten(0, 1), (tokens.shape[1],) * len(tokens), kept)
-
-
-REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool}
-
-
-def parse_reduction(text: str | None) -> Reducer:
-    """Read a value of ``mm_vision_token_reduce_func``, from config.json, a command line or a request.
-
-    Args:
-        text: ``None`` or ``none`` for no reduction, otherwise ``<name>:<value>``.
-
-    Returns:
-        The reducer.
-
-    Raises:
-        UserError: If the setting is none of the accepted forms, which the message lists.
-    """
-    if text is None or text == "none":
-        return NoReduction()
-    name, _, value = str(text).partition(":")
-    try:
-        return REDUCERS[name].parse(value)
-    except (KeyError, ValueError):
-        raise UserError(f"{shown(text)} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None

@@ -13,6 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from llava.model.multimodal_encoder.token_reduction import ReducerInputs, VisualTokens
+
 
 class Signal(Enum):
     """What the vision encoder gives up beside its patches, only when a method that reads it is in force.
@@ -96,21 +98,49 @@ class Choice:
     tokens: Tensor | None = None
 
 
-class Method(Protocol):
-    """A published method with its setting, which looks at one image at a time.
+class Method:
+    """A published method with its setting, which looks at one image at a time: a `Reducer`.
 
     Attributes:
         paper: Where it is described.
         reads: What it needs of the vision encoder beside the patches.
         needs_question: Whether CLIP's text encoder has to read the question.
+        needs_words: Whether the language model's embeddings of the question's words are needed.
+        needs_projected: Whether it judges patches behind the projector.
     """
 
+    __slots__ = ()
     paper: ClassVar[str]
-    reads: ClassVar[frozenset[Signal]]
-    needs_question: ClassVar[bool]
+    reads: ClassVar[frozenset[Signal]] = frozenset()
+    needs_question: ClassVar[bool] = False
+    needs_words: ClassVar[bool] = False
+    needs_projected: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, value: str) -> Method:
+        """Read the part after the method's name and colon; raises ValueError if it makes no sense."""
+        raise NotImplementedError
 
     def choose(self, image: ImageInputs) -> Choice:
         """Reduce one image; where the budget is N or more, `everything` stays."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: ReducerInputs) -> VisualTokens:
+        """Reduce (B, N, D) patches image by image."""
+        kept = torch.zeros(inputs.patches.shape[:2], dtype=torch.bool)
+        tokens, projected = [], []
+        for row, image in enumerate(inputs.images):
+            choice = self.choose(image)
+            kept[row, choice.kept.cpu()] = True
+            tokens.append(image.patches[choice.kept] if choice.tokens is None else choice.tokens)
+            if self.needs_projected and choice.tokens is None:
+                projected.append(image.projected()[choice.kept])
+        return VisualTokens(
+            torch.cat(tokens).to(inputs.patches.dtype),
+            tuple(map(len, tokens)),
+            kept,
+            torch.cat(projected) if projected else None,
+        )
 
 
 def everything(image: ImageInputs) -> Choice:

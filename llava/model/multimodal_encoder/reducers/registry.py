@@ -1,0 +1,50 @@
+"""All token reductions by name, and the reading of a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llava.errors import UserError, shown
+from llava.model.multimodal_encoder.reducers.base import Method, Signal
+from llava.model.multimodal_encoder.token_reduction import NoReduction, Pool, Random, Reducer, Trim
+
+METHODS: dict[str, type[Method]] = {}
+"""Published methods other than TRIM."""
+REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool, **METHODS}
+"""What may stand in front of the colon."""
+ACCEPTED_FORMS = (
+    "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of "
+    f"patches, 'Random:' followed by the same, 'Pool:k', or r or k behind {', '.join(METHODS)} "
+    "(llava reducers describes them)"
+)
+
+
+def parse_reduction(text: str | None) -> Reducer:
+    """Read a value of ``mm_vision_token_reduce_func``, from config.json, a command line or a request.
+
+    Args:
+        text: ``None`` or ``none`` for no reduction, otherwise ``<name>:<value>``.
+
+    Returns:
+        The reducer.
+
+    Raises:
+        UserError: If the setting is none of the accepted forms, which the message lists.
+    """
+    if text is None or text == "none":
+        return NoReduction()
+    name, _, value = str(text).partition(":")
+    try:
+        return REDUCERS[name].parse(value)
+    except (KeyError, ValueError):
+        raise UserError(f"{shown(text)} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None
+
+
+def signals_of(reducers: Iterable[Reducer]) -> frozenset[Signal]:
+    """Return what the vision encoder has to give up beside its patches for any of these."""
+    return frozenset().union(*(getattr(reducer, "reads", ()) for reducer in reducers))
+
+
+def reads_question(reducer: Reducer) -> bool:
+    """Tell whether a reducer looks at the question, through CLIP or through the language model's words."""
+    return reducer.needs_question or getattr(reducer, "needs_words", False)
