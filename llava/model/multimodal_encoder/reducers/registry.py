@@ -48,3 +48,21 @@ def signals_of(reducers: Iterable[Reducer]) -> frozenset[Signal]:
 def reads_question(reducer: Reducer) -> bool:
     """Tell whether a reducer looks at the question, through CLIP or through the language model's words."""
     return reducer.needs_question or getattr(reducer, "needs_words", False)
+
+
+def describe() -> list[dict[str, str]]:
+    """Return a line per reduction, for people: its name, where it was published, what it looks at."""
+    own = [
+        {"name": "TRIM", "paper": "arXiv 2409.10994", "question": "CLIP", "reads": "patches in CLIP's space"},
+        {"name": "Random", "paper": "-", "question": "for -1 only", "reads": "nothing: a baseline for TRIM"},
+        {"name": "Pool", "paper": "-", "question": "no", "reads": "patches: averages over a grid"},
+    ]
+    return own + [_describe(name, method) for name, method in METHODS.items()]
+
+
+def _describe(name: str, method: type[Method]) -> dict[str, str]:
+    """Return the line of a published method."""
+    question = "CLIP" if method.needs_question else "words" if method.needs_words else "no"
+    reads = [signal.value for signal in Signal if signal in method.reads]
+    reads += ["projected patches"] * method.needs_projected
+    return {"name": name, "paper": method.paper, "question": question, "reads": ", ".join(reads) or "patches"}
