@@ -30,6 +30,7 @@ COMMANDS = (
     Command("chat", "have a conversation, mostly about an image", "llava.serve.cli"),
     Command("eval", "evaluate a model on benchmarks", "llava.eval.command"),
     Command("reducers", "list the token reductions", "llava.reducers"),
+    Command("compare", "compare reductions on the same questions", "llava.compare.command"),
     Command("bench", "measure what answers cost, stage by stage", "llava.bench.command"),
     Command("serve", "answer over HTTP, as OpenAI's interface does", "llava.serve.api_server"),
     Command("demo", "open the demo, a web page", "llava.serve.demo"),
