@@ -25,7 +25,8 @@ def pick_coverage(
 
     The gain of patch v is ``factor[v] * sum_r weights[r] * max(0, similarity[r, v] - cover[r])``, where
     ``cover`` is what the patches picked so far cover. What ``cover`` is after t picks, and so how much of the
-    whole is covered, is ``similarity[:, order].cummax(dim=1)``: the first t picks do not depend on k.
+    whole is covered, is ``similarity[:, order].clamp(min=0).cummax(dim=1)``: the first t picks
+    do not depend on k.
 
     Args:
         similarity: How well a patch covers a row, (R, N).

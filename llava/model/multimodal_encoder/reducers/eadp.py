@@ -45,7 +45,7 @@ def position_relevance(joint: Tensor, states: Tensor) -> Tensor:
     relevance = opposition(joint, states).T  # (P, N)
     logarithms = (LOGIT_SCALE * relevance).log_softmax(dim=-1)
     entropy = -(logarithms.exp() * logarithms).sum(dim=-1)
-    sharpest = top(-entropy, max(1, int(POSITION_SHARE * len(states))))
+    sharpest = top(-entropy, int(POSITION_SHARE * len(states)))
     weights = (-entropy[sharpest] / (ENTROPY_TEMPERATURE + MARGIN)).softmax(dim=0)
     return weights @ relevance[sharpest]
 

@@ -63,7 +63,7 @@ def what_to_cover(patches: Tensor, projected: Tensor, words: Tensor) -> Tensor:
     Returns:
         float32 (m + N, N); the rows of words sum to 1 in all, those of patches to half as much.
     """
-    by_words = (cosine(words, projected) / WORD_TEMPERATURE).softmax(dim=-1) / max(1, len(words))
+    by_words = (cosine(words, projected) / WORD_TEMPERATURE).softmax(dim=-1) / len(words)
     by_patches = (cosine(patches) / PATCH_TEMPERATURE).softmax(dim=-1) / len(patches)
     return torch.cat([by_words, IMAGE_SHARE * by_patches])
 
