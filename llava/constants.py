@@ -14,6 +14,10 @@ DEFAULT_IM_END_TOKEN = "<im_end>"
 IMAGE_PLACEHOLDER = "<image-placeholder>"
 """What a user may write in a query where the image belongs."""
 
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+"""What LLaVA's benchmarks append to a question, and its training data too."""
+
 CONTROLLER_HEART_BEAT_EXPIRATION = 30
 """Seconds after which a controller forgets a silent worker."""
 

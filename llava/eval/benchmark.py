@@ -11,9 +11,6 @@ from typing import Any
 from llava.engine.base import Generation
 from llava.messages import ImageSource
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-OPTION_LETTER = "Answer with the option's letter from the given choices directly."
-
 Metrics = dict[str, float]
 """Percentages or points by name, the headline first."""
 

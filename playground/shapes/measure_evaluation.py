@@ -16,9 +16,10 @@ from statistics import median
 from llava.assistant import Assistant
 from llava.bench.model_sizes import LANGUAGE_MODELS
 from llava.bench.random_llava import random_assistant
+from llava.constants import SHORT_ANSWER
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.eval.benchmark import SHORT_ANSWER, Question
+from llava.eval.benchmark import Question
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions, request_for
 from llava.messages import Failure

@@ -14,9 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from llava.constants import OPTION_LETTER
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
+from llava.eval.benchmark import Benchmark, Mark, Metrics, Question, Response, percent
 from llava.eval.benchmarks.options import LETTERS, chosen_letter, option_lines
 from llava.eval.files import read_text, writing
 from llava.image_io import load_image_bytes

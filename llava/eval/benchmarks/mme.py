@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.constants import SHORT_ANSWER
 from llava.errors import MissingFileError, UserError
-from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Mark, Metrics, Question, Response, percent
+from llava.eval.benchmark import Benchmark, Mark, Metrics, Question, Response, percent
 from llava.eval.files import is_there, read_jsonl, read_text, write_text
 
 RELEASE = "MME_Benchmark_release_version"

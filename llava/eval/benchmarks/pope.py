@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from llava.constants import SHORT_ANSWER
 from llava.errors import MissingFileError, UserError
-from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Mark, Metrics, Question, Response
+from llava.eval.benchmark import Benchmark, Mark, Metrics, Question, Response
 from llava.eval.files import read_jsonl
 
 LABELS_PREFIX = "coco_pope_"

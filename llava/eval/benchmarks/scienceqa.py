@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, OPTION_LETTER
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.eval.benchmark import OPTION_LETTER, Benchmark, Mark, Metrics, Question, Response, percent
+from llava.eval.benchmark import Benchmark, Mark, Metrics, Question, Response, percent
 from llava.eval.files import ID, INTEGER, JsonObject, Kind, read_json, read_objects, require_keys
 
 SPLIT = "test"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.benchmark import SHORT_ANSWER, Benchmark, Question, Response
+from llava.constants import SHORT_ANSWER
+from llava.eval.benchmark import Benchmark, Question, Response
 from llava.eval.benchmarks.vqa import mark, normal_answer, peoples_answers
 from llava.eval.files import JsonObject, read_jsonl, read_objects, write_json
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.constants import SHORT_ANSWER
 from llava.errors import UserError
-from llava.eval.benchmark import SHORT_ANSWER, Mark, Response
+from llava.eval.benchmark import Mark, Response
 from llava.eval.files import OBJECT, require_keys
 from llava.eval.m4c_evaluator import (
     ANSWERS_PER_QUESTION,

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageFilter
 
-from llava.eval.benchmark import OPTION_LETTER
+from llava.constants import OPTION_LETTER
 from llava.eval.files import JsonObject
 from playground.shapes.miniatures.base import Files, jpeg, json_file, jsonl_file, png
 from playground.shapes.miniatures.options import (
