@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.reducers.base import Signal
+from llava.model.multimodal_encoder.reducers.mmtok import content_words
 from llava.model.splice import ImageText
 
 if TYPE_CHECKING:
@@ -118,8 +119,6 @@ class TowerImage:
 
     def words(self) -> Tensor:
         """Return the language model's embeddings of the texts' content words, (m, D')."""
-        from llava.model.multimodal_encoder.reducers.mmtok import content_words
-
         if self._around.embed_words is None:
             raise UserError(
                 "this token reduction reads the language model's word embeddings, which the vision tower "

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
 from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
 from llava.model.multimodal_encoder.reducers.selection import Selection
 
@@ -82,8 +82,8 @@ class CDPruner(Selection):
     """``CDPruner:k``: diverse patches that the question is about."""
 
     paper: ClassVar[str] = "arXiv:2506.10967"
-    reads: ClassVar[frozenset[Signal]] = frozenset()
     needs_question: ClassVar[bool] = True
+    needs_projected: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,)."""

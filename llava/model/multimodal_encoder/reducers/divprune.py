@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
 from llava.model.multimodal_encoder.reducers.selection import Selection
 
 
@@ -49,8 +49,7 @@ class DivPrune(Selection):
     """``DivPrune:k``: maximize the smallest distance between kept patches."""
 
     paper: ClassVar[str] = "arXiv:2503.02175"
-    reads: ClassVar[frozenset[Signal]] = frozenset()
-    needs_question: ClassVar[bool] = False
+    needs_projected: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,)."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, Signal, cosine, top
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine, top
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
 from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
 from llava.model.multimodal_encoder.reducers.selection import Selection
@@ -84,8 +84,8 @@ class EADP(Selection):
     """``EADP:k``: patches that cover what the question is about."""
 
     paper: ClassVar[str] = "arXiv:2607.02484"
-    reads: ClassVar[frozenset[Signal]] = frozenset()
     needs_question: ClassVar[bool] = True
+    needs_projected: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,)."""

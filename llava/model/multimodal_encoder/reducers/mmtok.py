@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import OPTION_LETTER, SHORT_ANSWER
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
 from llava.model.multimodal_encoder.reducers.selection import Selection
 
@@ -73,8 +73,8 @@ class MMTok(Selection):
     """``MMTok:k``: patches that cover the question's words and the image, none of its padding."""
 
     paper: ClassVar[str] = "arXiv:2508.18264"
-    reads: ClassVar[frozenset[Signal]] = frozenset()
-    needs_question: ClassVar[bool] = False
+    needs_words: ClassVar[bool] = True
+    needs_projected: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,); padding is kept only where nothing else is left."""

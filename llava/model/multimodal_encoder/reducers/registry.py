@@ -6,9 +6,20 @@ from collections.abc import Iterable
 
 from llava.errors import UserError, shown
 from llava.model.multimodal_encoder.reducers.base import Method, Signal
+from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
+from llava.model.multimodal_encoder.reducers.divprune import DivPrune
+from llava.model.multimodal_encoder.reducers.eadp import EADP
+from llava.model.multimodal_encoder.reducers.mmtok import MMTok
+from llava.model.multimodal_encoder.reducers.scope import SCOPE
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Pool, Random, Reducer, Trim
 
-METHODS: dict[str, type[Method]] = {}
+METHODS: dict[str, type[Method]] = {
+    "DivPrune": DivPrune,
+    "CDPruner": CDPruner,
+    "SCOPE": SCOPE,
+    "MMTok": MMTok,
+    "EADP": EADP,
+}
 """Published methods other than TRIM."""
 REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool, **METHODS}
 """What may stand in front of the colon."""
@@ -36,8 +47,9 @@ def parse_reduction(text: str | None) -> Reducer:
     name, _, value = str(text).partition(":")
     try:
         return REDUCERS[name].parse(value)
-    except (KeyError, ValueError):
-        raise UserError(f"{shown(text)} is not a token reduction; accepted: {ACCEPTED_FORMS}") from None
+    except (KeyError, ValueError) as error:
+        reason = f": {error}" if name in METHODS else f"; accepted: {ACCEPTED_FORMS}"
+        raise UserError(f"{shown(text)} is not a token reduction{reason}") from None
 
 
 def signals_of(reducers: Iterable[Reducer]) -> frozenset[Signal]:

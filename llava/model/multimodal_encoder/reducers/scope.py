@@ -25,7 +25,6 @@ class SCOPE(Selection):
 
     paper: ClassVar[str] = "arXiv:2510.24214"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
-    needs_question: ClassVar[bool] = False
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,)."""

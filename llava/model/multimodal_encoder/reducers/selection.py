@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import Choice, ImageInputs, everything
+from llava.model.multimodal_encoder.reducers.base import Choice, ImageInputs, Method, everything
 from llava.model.multimodal_encoder.token_reduction import Count, Ratio, parse_budget
 
 Own = TypeVar("Own", bound="Selection")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Method):
     """``Name:k`` or ``Name:r``: a method whose tokens are k of the patches.
 
     Attributes:
