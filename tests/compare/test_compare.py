@@ -1,4 +1,4 @@
-"""`llava compare`: the same questions for every setting, kept and taken up again, in tables that say how sure they are."""
+"""`llava compare`: the same questions for every setting, kept and taken up again, with intervals."""
 
 import csv
 import json

@@ -67,6 +67,7 @@ class TowerImage:
         self.patches = patches
         self._tower, self._signals, self._around = tower, signals, around
         self._text = text
+        self.next_layer = cache(self._next_layer)
         self.projected = cache(self._projected)
         self.question = cache(self._question)
 
@@ -87,7 +88,7 @@ class TowerImage:
         early, selected = self._signals[Signal.RECEIVED_ATTENTION]
         return early, selected
 
-    def next_layer(self) -> tuple[Tensor, Tensor]:
+    def _next_layer(self) -> tuple[Tensor, Tensor]:
         """Return attention (N,) and keys (N, D) of the layer that reads the patches."""
         return self._tower.look_ahead(torch.cat([self.cls()[None], self.patches]))
 

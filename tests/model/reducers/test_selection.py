@@ -38,7 +38,7 @@ def test_a_setting_is_written_as_it_is_read(method, value):
 
 @pytest.mark.parametrize("value", ["-1", "0", "1.5", "-3", "nan", "inf", "", "many", "64:2"])
 def test_any_other_setting_is_refused_by_name(method, value):
-    with pytest.raises(ValueError, match=f"{method.__name__} keeps .* not {value!r}"):
+    with pytest.raises(ValueError, match=f"{method.__name__} takes .* not {value!r}"):
         method.parse(value)
 
 

@@ -13,7 +13,15 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.token_reduction import ReducerInputs, VisualTokens
+from llava.errors import shown
+from llava.model.multimodal_encoder.token_reduction import (
+    Adaptive,
+    Count,
+    Ratio,
+    ReducerInputs,
+    VisualTokens,
+    parse_budget,
+)
 
 
 class Signal(Enum):
@@ -102,6 +110,7 @@ class Method:
     """A published method with its setting, which looks at one image at a time: a `Reducer`.
 
     Attributes:
+        name: What stands before the colon.
         paper: Where it is described.
         reads: What it needs of the vision encoder beside the patches.
         needs_question: Whether CLIP's text encoder has to read the question.
@@ -110,6 +119,7 @@ class Method:
     """
 
     __slots__ = ()
+    name: ClassVar[str]
     paper: ClassVar[str]
     reads: ClassVar[frozenset[Signal]] = frozenset()
     needs_question: ClassVar[bool] = False
@@ -143,6 +153,70 @@ class Method:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Budgeted(Method):
+    """A method that is set as ``Name:value``, where the value says how much of an image stays.
+
+    Attributes:
+        adaptive: Whether -1 leaves the number to a rule of the method's own.
+        budget: A number of visual tokens, or a share of the patches.
+    """
+
+    budget: Count | Ratio | Adaptive
+    adaptive: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, value: str) -> Budgeted:
+        """Read what stands behind the colon.
+
+        Raises:
+            ValueError: If the method cannot be set so; the message says what it accepts.
+        """
+        try:
+            budget = parse_budget(value)
+        except ValueError:
+            reason = ""
+        else:
+            if isinstance(budget, Count | Ratio) or (cls.adaptive and isinstance(budget, Adaptive)):
+                return cls(budget)
+            reason = ", because it has no rule of its own for how many tokens an image needs"
+        own_rule = ", or -1 for its own rule" if cls.adaptive else ""
+        raise ValueError(
+            f"{cls.name} takes a whole number of visual tokens, or a share of the patches above 0 and up to 1"
+            f"{own_rule}, but not {shown(value)}{reason}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.budget}"
+
+    def choose(self, image: ImageInputs) -> Choice:
+        """Reduce one image to what the budget says, or keep all of it where that is N or more."""
+        patches = len(image.patches)
+        count = self.own_count(image) if isinstance(self.budget, Adaptive) else self.budget.of(patches)
+        return everything(image) if count >= patches else self.reduce(image, count)
+
+    def own_count(self, image: ImageInputs) -> int:
+        """Return the number that the method's own rule gives, if it has one."""
+        raise NotImplementedError
+
+    def reduce(self, image: ImageInputs, count: int) -> Choice:
+        """Reduce one image to the number that its budget gives, which is below N."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(Budgeted):
+    """A method whose tokens are k of the patches, in raster order."""
+
+    def reduce(self, image: ImageInputs, count: int) -> Choice:
+        """Keep the picked patches."""
+        return Choice(self.pick(image, count).sort().values)
+
+    def pick(self, image: ImageInputs, count: int) -> Tensor:
+        """Return ``count`` of the N patches in any order, int64 (k,); ``count`` is below N."""
+        raise NotImplementedError
+
+
 def everything(image: ImageInputs) -> Choice:
     """Keep all patches, without any further token."""
     return Choice(torch.arange(len(image.patches), device=image.patches.device))
@@ -159,3 +233,20 @@ def cosine(left: Tensor, right: Tensor | None = None) -> Tensor:
     left = torch.nn.functional.normalize(left.float(), dim=-1)
     right = left if right is None else torch.nn.functional.normalize(right.float(), dim=-1)
     return left @ right.T
+
+
+def member_sums(values: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Add up what belongs together.
+
+    As a matrix product, because adding in place would do so in any order on a GPU.
+
+    Args:
+        values: (n, d).
+        groups: The group of each row, int64 (n,), below ``count``.
+        count: Number of groups, g.
+
+    Returns:
+        Sums, float32 (g, d); members of each group, float32 (g,).
+    """
+    belongs = torch.nn.functional.one_hot(groups, count).T.float()
+    return belongs @ values.float(), belongs.sum(dim=1)

@@ -15,9 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine
 from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
-from llava.model.multimodal_encoder.reducers.selection import Selection
 
 NOISE = 5e-6
 """Gains up to this share of the largest at first are what rounding to float32 leaves of dependent patches."""
@@ -81,6 +80,7 @@ def pick_determinant(similarity: Tensor, relevance: Tensor, count: int) -> Tenso
 class CDPruner(Selection):
     """``CDPruner:k``: diverse patches that the question is about."""
 
+    name: ClassVar[str] = "CDPruner"
     paper: ClassVar[str] = "arXiv:2506.10967"
     needs_question: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
-from llava.model.multimodal_encoder.reducers.selection import Selection
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine
 
 
 @torch.no_grad()
@@ -48,6 +47,7 @@ def pick_diverse(projected: Tensor, count: int) -> Tensor:
 class DivPrune(Selection):
     """``DivPrune:k``: maximize the smallest distance between kept patches."""
 
+    name: ClassVar[str] = "DivPrune"
     paper: ClassVar[str] = "arXiv:2503.02175"
     needs_projected: ClassVar[bool] = True
 

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine, top
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine, top
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
 from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
-from llava.model.multimodal_encoder.reducers.selection import Selection
 
 LOGIT_SCALE = 100
 POSITION_SHARE = 0.2
@@ -83,6 +82,7 @@ def dense_relevance(joint: Tensor, question: Tensor, states: Tensor, power: floa
 class EADP(Selection):
     """``EADP:k``: patches that cover what the question is about."""
 
+    name: ClassVar[str] = "EADP"
     paper: ClassVar[str] = "arXiv:2607.02484"
     needs_question: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True

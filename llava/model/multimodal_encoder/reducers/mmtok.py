@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from llava.constants import OPTION_LETTER, SHORT_ANSWER
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.selection import Selection
 
 WORD_TEMPERATURE = 0.02
 PATCH_TEMPERATURE = 0.2
@@ -72,6 +71,7 @@ def what_to_cover(patches: Tensor, projected: Tensor, words: Tensor) -> Tensor:
 class MMTok(Selection):
     """``MMTok:k``: patches that cover the question's words and the image, none of its padding."""
 
+    name: ClassVar[str] = "MMTok"
     paper: ClassVar[str] = "arXiv:2508.18264"
     needs_words: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True

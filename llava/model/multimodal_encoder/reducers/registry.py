@@ -9,16 +9,32 @@ from llava.model.multimodal_encoder.reducers.base import Method, Signal
 from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
 from llava.model.multimodal_encoder.reducers.divprune import DivPrune
 from llava.model.multimodal_encoder.reducers.eadp import EADP
+from llava.model.multimodal_encoder.reducers.fastervlm import FasterVLM
+from llava.model.multimodal_encoder.reducers.hiprune import HiPrune
 from llava.model.multimodal_encoder.reducers.mmtok import MMTok
+from llava.model.multimodal_encoder.reducers.prumerge import PruMerge, PruMergePlus
 from llava.model.multimodal_encoder.reducers.scope import SCOPE
+from llava.model.multimodal_encoder.reducers.tome import ToMe
+from llava.model.multimodal_encoder.reducers.visionzip import VisionZip
+from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Pool, Random, Reducer, Trim
 
 METHODS: dict[str, type[Method]] = {
-    "DivPrune": DivPrune,
-    "CDPruner": CDPruner,
-    "SCOPE": SCOPE,
-    "MMTok": MMTok,
-    "EADP": EADP,
+    method.name: method
+    for method in (
+        VisionZip,
+        PruMerge,
+        PruMergePlus,
+        DivPrune,
+        CDPruner,
+        FasterVLM,
+        VisPruner,
+        HiPrune,
+        ToMe,
+        SCOPE,
+        MMTok,
+        EADP,
+    )
 }
 """Published methods other than TRIM."""
 REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool, **METHODS}

@@ -14,15 +14,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, Signal, cosine
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
 class SCOPE(Selection):
     """``SCOPE:k``: salient patches that cover the image."""
 
+    name: ClassVar[str] = "SCOPE"
     paper: ClassVar[str] = "arXiv:2510.24214"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
 
