@@ -189,6 +189,7 @@ def test_options_reach_the_assistant(picture: str, monkeypatch: pytest.MonkeyPat
                 "load_4bit": True,
                 "vllm": None,
                 "compile_vision": False,
+                "cuda_graphs": True,
             },
         )
     ]

@@ -167,7 +167,7 @@ class PromptEncoder:
         counts = [len(crops) for crops in pixels]
 
         def own(features: Tensor) -> list[Tensor]:
-            # Each in memory of its own, so that one that is kept does not keep the whole batch.
+            """Return (C, ...) of each image, in memory of its own: one that is kept keeps not the batch."""
             parts = features.split(counts)
             return [part.clone() for part in parts] if len(parts) > 1 else list(parts)
 

@@ -400,7 +400,7 @@ class CLIPVisionTower(nn.Module):
         if reducer is None:
             reducer = self.token_reduction
         if isinstance(reducer, Method):
-            return reducer(self._inputs(patches, images, texts, signals or {}, around))
+            return reducer(self._inputs(reducer, patches, images, texts, signals or {}, around))
         if self._recorded is not None and isinstance(reducer, Trim) and len(patches) <= RECORDED_CHOICES:
             questions = self._questions(patches, texts)
             return pack_tokens(*self._recorded.choice(patches, questions, reducer=reducer))
@@ -409,13 +409,23 @@ class CLIPVisionTower(nn.Module):
 
     def _inputs(
         self,
+        reducer: Method,
         patches: Tensor,
         images: Tensor,
         texts: Sequence[ImageText] | str | None,
         signals: Mapping[Signal, Tensor],
         around: Sequence[Surroundings] | None,
     ) -> ReducerInputs:
-        """Put together what a published method looks at, image by image: (B, N, D) patches."""
+        """Put together what a published method looks at, image by image: (B, N, D) patches.
+
+        Raises:
+            UserError: If it reads signals that are not there.
+        """
+        for signal in reducer.reads - signals.keys():
+            raise UserError(
+                f"this token reduction reads {signal.value}, which was not asked for when the images were "
+                "seen; pass wanted=signals_of([reducer]) to look, and what it gives as signals="
+            )
         questions: Sequence[ImageText | None] = [None] * len(patches)
         if texts is not None:
             questions = _one_question_per_image(texts, len(patches))

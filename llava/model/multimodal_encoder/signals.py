@@ -49,6 +49,7 @@ def read_signals(
         hidden = encoder.selected_hidden_state(pixels)
 
     def each(function: Callable[..., Tensor], number: int) -> Tensor:
+        """Call a function of queries and keys (L, D) for every image, (B, N)."""
         projections = zip(heard[number]["q_proj"], heard[number]["k_proj"], strict=True)
         return torch.stack([function(query, key, heads) for query, key in projections])
 
@@ -77,6 +78,7 @@ def _keeper(place: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Te
     """Return a forward hook that puts a module's output somewhere."""
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Put the output (B, L, D) there."""
         del module, inputs
         place[name] = output
 

@@ -130,12 +130,10 @@ def test_what_the_tower_alone_cannot_do_is_said_in_a_sentence(encoder):
         with pytest.raises(UserError, match=message):
             tower.reduce(*_seen(tower, pixels), ["What?"], parse_reduction(setting))
     with pytest.raises(UserError, match="reads the question, and none was given"):
-        encoder.tower.reduce(
-            *_seen(tower, pixels),
-            None,
-            parse_reduction("CDPruner:64"),
-            around=[encoder._surroundings((9, 9))],
-        )
+        around = [encoder._surroundings((9, 9))]
+        tower.reduce(*_seen(tower, pixels), None, parse_reduction("CDPruner:64"), around=around)
+    with pytest.raises(UserError, match="attention of CLS in the selected layer, which was not asked for"):
+        tower.reduce(*_seen(tower, pixels), None, parse_reduction("SCOPE:64"))
 
 
 def _seen(tower, pixels):
@@ -145,10 +143,9 @@ def _seen(tower, pixels):
 def test_trim_alone_listens_to_nothing_and_loads_no_next_layer(encoder, monkeypatch):
     listened = []
     monkeypatch.setattr(clip_encoder, "read_signals", lambda *_: listened.append(1))
-    (image,) = encoder.encode(
-        [torch.zeros(1, 3, 336, 336)], [(336, 336)], signals_of([parse_reduction("TRIM:64")])
-    )
-    encoder.reduce([image], ["What is it?"], [parse_reduction("TRIM:64")])
+    trim = parse_reduction("TRIM:64")
+    (image,) = encoder.encode([torch.zeros(1, 3, 336, 336)], [(336, 336)], signals_of([trim]))
+    encoder.reduce([image], ["What is it?"], [trim])
     assert not listened and not image.signals
 
 

@@ -116,6 +116,7 @@ class Method:
         needs_question: Whether CLIP's text encoder has to read the question.
         needs_words: Whether the language model's embeddings of the question's words are needed.
         needs_projected: Whether it judges patches behind the projector.
+        needs_next_layer: Whether it reads the layer behind the selected one.
     """
 
     __slots__ = ()
@@ -125,6 +126,7 @@ class Method:
     needs_question: ClassVar[bool] = False
     needs_words: ClassVar[bool] = False
     needs_projected: ClassVar[bool] = False
+    needs_next_layer: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, value: str) -> Method:

@@ -81,7 +81,7 @@ class CDPruner(Selection):
     """``CDPruner:k``: diverse patches that the question is about."""
 
     name: ClassVar[str] = "CDPruner"
-    paper: ClassVar[str] = "arXiv:2506.10967"
+    paper: ClassVar[str] = "arXiv:2506.10967 (NeurIPS 2025)"
     needs_question: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True
 

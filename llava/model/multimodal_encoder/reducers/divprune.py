@@ -48,7 +48,7 @@ class DivPrune(Selection):
     """``DivPrune:k``: maximize the smallest distance between kept patches."""
 
     name: ClassVar[str] = "DivPrune"
-    paper: ClassVar[str] = "arXiv:2503.02175"
+    paper: ClassVar[str] = "arXiv:2503.02175 (CVPR 2025)"
     needs_projected: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:

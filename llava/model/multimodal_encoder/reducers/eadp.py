@@ -83,7 +83,7 @@ class EADP(Selection):
     """``EADP:k``: patches that cover what the question is about."""
 
     name: ClassVar[str] = "EADP"
-    paper: ClassVar[str] = "arXiv:2607.02484"
+    paper: ClassVar[str] = "arXiv:2607.02484 (ECCV 2026)"
     needs_question: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True
 

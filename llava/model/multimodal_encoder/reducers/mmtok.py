@@ -72,7 +72,7 @@ class MMTok(Selection):
     """``MMTok:k``: patches that cover the question's words and the image, none of its padding."""
 
     name: ClassVar[str] = "MMTok"
-    paper: ClassVar[str] = "arXiv:2508.18264"
+    paper: ClassVar[str] = "arXiv:2508.18264 (ICLR 2026)"
     needs_words: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True
 

@@ -118,6 +118,7 @@ class PruMerge(Budgeted):
     name: ClassVar[str] = "PruMerge"
     paper: ClassVar[str] = "arXiv:2403.15388 (ICCV 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS})
+    needs_next_layer: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 
     def own_count(self, image: ImageInputs) -> int:

@@ -92,5 +92,6 @@ def _describe(name: str, method: type[Method]) -> dict[str, str]:
     """Return the line of a published method."""
     question = "CLIP" if method.needs_question else "words" if method.needs_words else "no"
     reads = [signal.value for signal in Signal if signal in method.reads]
+    reads += ["the layer behind the selected one"] * method.needs_next_layer
     reads += ["projected patches"] * method.needs_projected
     return {"name": name, "paper": method.paper, "question": question, "reads": ", ".join(reads) or "patches"}

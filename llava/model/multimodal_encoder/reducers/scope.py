@@ -23,7 +23,7 @@ class SCOPE(Selection):
     """``SCOPE:k``: salient patches that cover the image."""
 
     name: ClassVar[str] = "SCOPE"
-    paper: ClassVar[str] = "arXiv:2510.24214"
+    paper: ClassVar[str] = "arXiv:2510.24214 (NeurIPS 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
