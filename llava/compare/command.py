@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from llava.errors import UserError
-from llava.options import add_model_options, load_assistant, name_of_model, positive
+from llava.options import add_model_options, load_assistant, positive
 from llava.utils import setup_logging
 
 BUDGETS = (16, 32, 64, 128, 192)
@@ -72,16 +72,14 @@ def run(options: argparse.Namespace) -> None:
     from llava.compare.asking import run_settings, shapes_questions
     from llava.compare.tables import as_csv, as_markdown, draw
     from llava.eval.files import write_text
+    from llava.eval.provenance import code_digest, settings_of
 
     setup_logging(logging.WARNING)
     settings = chosen_settings(options)
     questions = shapes_questions(options.questions)
     assistant = load_assistant(options)
-    key = {
-        "model": name_of_model(options.model_path),
-        "dtype": str(assistant.model.dtype),
-        "questions": len(questions),
-    }
+    depends_on = settings_of(assistant) | {"code": code_digest(), "questions": len(questions)}
+    key = {name: value for name, value in depends_on.items() if name not in ("reduction", "text_encoder")}
     outcomes = []
     for outcome in run_settings(assistant, settings, questions, options.out, key, options.batch_size):
         shown = outcome.error or f"{100 * outcome.accuracy:.1f}% at {outcome.mean_tokens:.1f} tokens"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from llava.errors import UserError, shown
 from llava.model.multimodal_encoder.reducers.base import Method, Signal
 from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
+from llava.model.multimodal_encoder.reducers.cover import Cover, CoverSalient
 from llava.model.multimodal_encoder.reducers.divprune import DivPrune
 from llava.model.multimodal_encoder.reducers.eadp import EADP
 from llava.model.multimodal_encoder.reducers.fastervlm import FasterVLM
@@ -34,9 +35,11 @@ METHODS: dict[str, type[Method]] = {
         SCOPE,
         MMTok,
         EADP,
+        Cover,
+        CoverSalient,
     )
 }
-"""Published methods other than TRIM."""
+"""Methods other than TRIM and its baselines."""
 REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool, **METHODS}
 """What may stand in front of the colon."""
 ACCEPTED_FORMS = (

@@ -1,0 +1,65 @@
+"""The table of all reductions, and what people read about them."""
+
+import json
+import re
+
+import pytest
+
+from llava.errors import UserError
+from llava.main import main
+from llava.model.multimodal_encoder.reducers.base import Signal
+from llava.model.multimodal_encoder.reducers.registry import (
+    METHODS,
+    REDUCERS,
+    describe,
+    parse_reduction,
+    reads_question,
+    signals_of,
+)
+from tests.conftest import GOLDEN
+
+DOCS = GOLDEN.parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_a_setting_is_read_and_written_by_its_name(name):
+    assert str(parse_reduction(f"{name}:64")) == f"{name}:64"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_wrong_value_is_refused_in_the_words_of_the_method(name):
+    message = f"^'{re.escape(name)}:0' is not a token reduction: {re.escape(name)} takes a whole number"
+    with pytest.raises(UserError, match=message):
+        parse_reduction(f"{name}:0")
+
+
+def test_another_name_is_refused_with_those_there_are():
+    with pytest.raises(
+        UserError, match="'Trim:64' is not a token reduction; accepted: .*EADP.*llava reducers"
+    ):
+        parse_reduction("Trim:64")
+
+
+def test_the_list_has_a_line_for_each_with_what_it_reads(capsys):
+    assert [line["name"] for line in describe()] == list(REDUCERS)
+    main(["reducers"])
+    shown = capsys.readouterr().out
+    assert all(f"| {name} " in shown for name in REDUCERS)
+    main(["reducers", "--json"])
+    lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
+    assert lines["SCOPE"]["question"] == "no"
+    assert lines["SCOPE"]["reads"] == Signal.CLS_ATTENTION.value
+    assert lines["MMTok"]["question"] == "words"
+    assert "the layer behind the selected one" in lines["PruMerge"]["reads"]
+
+
+def test_the_page_about_methods_has_a_row_for_each():
+    rows = re.findall(r"^\| `([^:`]+):", (DOCS / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == list(REDUCERS)
+
+
+def test_what_reducers_need_is_asked_for_together():
+    reducers = [parse_reduction(one) for one in ("none", "TRIM:-1", "SCOPE:16", "ToMe:16", "MMTok:16")]
+    assert signals_of(reducers) == {Signal.CLS_ATTENTION, Signal.KEYS}
+    assert signals_of(reducers[:2]) == frozenset()
+    assert [reads_question(one) for one in reducers] == [False, True, False, False, True]
