@@ -476,8 +476,8 @@ class Assistant:
                 for source in prompt.images:
                     if isinstance(error := found[_source_key(source)], UserError):
                         raise error
-                if prompt.images and prompt.reducer.needs_question:
-                    self.encoder.tower.load_text_encoder()
+                if prompt.images:
+                    self.encoder.tower.prepare(prompt.reducer)
             except UserError as error:
                 job.fail(error)
         return {key: image for key, image in found.items() if isinstance(image, _ReadImage)}

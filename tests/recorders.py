@@ -1,5 +1,7 @@
 """A recorder for machines without CUDA: what is replayed is called again, on inputs and outputs that stay."""
 
+import threading
+
 import torch
 
 
@@ -14,6 +16,7 @@ class CallsAgain:
 
     def __init__(self, device="cpu"):
         self.device = torch.device(device)
+        self.lock = threading.RLock()
         self.recorded = self.replayed = 0
 
     def record(self, function, inputs):

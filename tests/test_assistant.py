@@ -124,6 +124,23 @@ def test_a_request_that_fails_yields_its_error_and_the_others_go_on(assistant, i
         assert words in reason
 
 
+def test_a_reduction_that_cannot_be_met_fails_its_own_request_alone(assistant, image):
+    settings = ["VisionZip:3", "TRIM:-1", "PruMerge+:100", "FasterVLM:40"]
+    found = list(assistant.answer_all([ask("What is it?", image, token_reduction=one) for one in settings]))
+    assert [isinstance(one, Failure) for one in found] == [True, False, True, False]
+    assert "VisionZip:3 asks for 3 of 576 visual tokens" in str(found[0].error)
+    for setting, one in zip(settings, found, strict=True):
+        if not isinstance(one, Failure):
+            (again,) = assistant.answer_all([ask("What is it?", image, token_reduction=setting)])
+            assert again.text == one.text
+
+
+def test_a_question_without_words_is_covered_by_the_image_alone(assistant, image):
+    (found,) = assistant.answer_all([ask("?!", image, token_reduction="MMTok:40")])
+    assert not isinstance(found, Failure)
+    assert found.cost.visual_tokens == 40
+
+
 def test_answers_come_in_order_as_soon_as_they_are_done(assistant):
     """Requests are taken a bounded number ahead of the oldest that runs, and each has a length of its own."""
     taken = []

@@ -56,9 +56,9 @@ def _budgets(text: str) -> tuple[int, ...]:
         found = tuple(int(word) for word in text.split(","))
     except ValueError:
         found = ()
-    if not found or min(found) < 1:
+    if not found or min(found) < 2:  # as a setting, 1 is a share: everything
         raise argparse.ArgumentTypeError(
-            f"{text!r} are no budgets; accepted: whole numbers above 0, such as 16,64"
+            f"{text!r} are no budgets; accepted: whole numbers above 1, such as 16,64"
         )
     return found
 
@@ -71,15 +71,18 @@ def run(options: argparse.Namespace) -> None:
     """
     from llava.compare.asking import run_settings, shapes_questions
     from llava.compare.tables import as_csv, as_markdown, draw
-    from llava.eval.files import write_text
-    from llava.eval.provenance import code_digest, settings_of
+    from llava.eval.files import explaining_writes, write_text
+    from llava.eval.provenance import code_digest, digest_of, settings_of
 
     setup_logging(logging.WARNING)
     settings = chosen_settings(options)
     questions = shapes_questions(options.questions)
+    with explaining_writes(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     assistant = load_assistant(options)
-    depends_on = settings_of(assistant) | {"code": code_digest(), "questions": len(questions)}
-    key = {name: value for name, value in depends_on.items() if name not in ("reduction", "text_encoder")}
+    asked = digest_of([[one.text, one.answer] for one in questions])
+    place = {"device": str(assistant.encoder.device), "code": code_digest(), "questions": asked}
+    key = {name: value for name, value in settings_of(assistant).items() if name != "reduction"} | place
     outcomes = []
     for outcome in run_settings(assistant, settings, questions, options.out, key, options.batch_size):
         shown = outcome.error or f"{100 * outcome.accuracy:.1f}% at {outcome.mean_tokens:.1f} tokens"
@@ -103,7 +106,6 @@ def chosen_settings(options: argparse.Namespace) -> list[str]:
     methods = options.methods or list(REDUCERS)
     if unknown := [name for name in methods if name not in REDUCERS]:
         raise UserError(f"there is no method {unknown[0]!r}; accepted: {', '.join(REDUCERS)}")
-    # Where one is among several, `Name:1` would be a share of all.
     settings = [
         "none",
         *(f"{name}:{budget}" for name in methods for budget in options.budgets),

@@ -19,7 +19,8 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 PREFILL_POSITIONS = 1024  # of a recorded pass, padding included; more take longer to compute than to start
 PROMPT_STEP, COLUMN_STEP, ROW_STEP = 64, 128, 4  # up to which shapes are rounded: recordings serve again
-FEWEST_POSITIONS = 1024  # that memory is taken for
+FEWEST_POSITIONS = PREFILL_POSITIONS  # that memory is taken for, so that of prompts never has to grow
+KEPT_POSITIONS = 8192  # that memory is kept for while nothing runs; of a 7B model in 16 bits, 4 GiB
 # PyTorch's is what is recorded: flash-attn's takes no mask, and asks the host where padding ends.
 RECORDED_ATTENTION = ("sdpa", "flash_attention_2")
 
@@ -45,11 +46,9 @@ def recorder_for(model: LlavaLlamaForCausalLM) -> Recorder | None:
 
 def _weights(model: LlavaLlamaForCausalLM) -> list[Tensor]:
     """Return what the language model multiplies with."""
-    return [
-        *model.get_model().layers.parameters(),
-        model.get_model().embed_tokens.weight,
-        model.lm_head.weight,
-    ]
+    inner = model.get_model()
+    outer = (inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight)
+    return [*inner.layers.parameters(), *outer]
 
 
 class RecordedSteps:
@@ -69,11 +68,10 @@ class RecordedSteps:
         self._prefill = Recordings(recorder, self._prefill_pass)
         self._running = _Memory()
         self._prompts = _Memory()
-        self._weights = _weights(model)
         self._places = self._weight_places()
 
     def _weight_places(self) -> list[int]:
-        return [weight.data_ptr() for weight in self._weights]
+        return [weight.data_ptr() for weight in _weights(self._model)]
 
     def check_weights(self) -> None:
         """Forget the recordings if weights are not where they were."""
@@ -86,6 +84,12 @@ class RecordedSteps:
         """Forget all recordings; rows that run stay where they are."""
         self._decode.forget()
         self._prefill.forget()
+
+    def rest(self) -> None:
+        """Give back memory of more rows than are worth keeping it for, because none runs."""
+        if self._running.positions > KEPT_POSITIONS:
+            self._decode.forget()
+            self._running = _Memory()
 
     def release(self) -> None:
         """Forget all recordings and give back all memory; no row may run."""
@@ -177,6 +181,11 @@ class _Memory:
         self._positions = 0
         self._shapes: LayerShapes | None = None
 
+    @property
+    def positions(self) -> int:
+        """For how many positions there is memory."""
+        return self._positions
+
     def lacks(self, positions: int) -> bool:
         """Tell whether there is memory, and not for so many positions."""
         return 0 < self._positions < positions
@@ -184,10 +193,11 @@ class _Memory:
     def shaped(self, shapes: LayerShapes, rows: int, columns: int) -> list[Tensor]:
         """Return it in the shape of a `RowCache`; it is somewhere else afterwards if it has to grow."""
         if self._positions < rows * columns or shapes != self._shapes:
-            self._shapes = shapes
-            self._positions = max(rows * columns, 2 * self._positions, FEWEST_POSITIONS)
-            self._flat = []
+            # A quarter more than is needed, so that it does not grow with every column.
+            positions = max(rows * columns * 5 // 4, FEWEST_POSITIONS)
+            self._positions, self._flat = 0, []
             # A layer stays within its own part, so that rows can be moved one layer at a time.
-            self._flat = [one.flatten(1) for one in shapes.zeros(1, self._positions)]
+            self._flat = [one.flatten(1) for one in shapes.zeros(1, positions)]
+            self._positions, self._shapes = positions, shapes
         shape = (2, rows, shapes.heads, columns, shapes.width)
         return [flat[:, : prod(shape)].unflatten(1, shape) for flat in self._flat]

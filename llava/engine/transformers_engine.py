@@ -309,6 +309,8 @@ class TransformersEngine(RequestQueue):
         sources += [(one, range(len(one.lengths))) for one in new]
         if not sources:
             self._cache = RowCache()
+            if self.recorded is not None:
+                self.recorded.rest()
             return
         (first, _), *others = sources
         room = max(row.generation.max_new_tokens - len(row.text.ids) for row in self._rows)

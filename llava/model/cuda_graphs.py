@@ -31,9 +31,11 @@ class Recorder(Protocol):
 
     Attributes:
         device: Where the inputs are to be.
+        lock: Held while anything of this recorder is recorded, or replayed and not yet copied.
     """
 
     device: torch.device
+    lock: threading.RLock
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
         """Return what computes the function anew from inputs that stay where they are.
@@ -59,6 +61,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.lock = threading.RLock()
         self._stream = torch.cuda.Stream(device)
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
@@ -100,7 +103,7 @@ class Recordings:
         self._recorder = recorder
         self._function = function
         self._limit = limit
-        self._lock = threading.RLock()
+        self._lock = recorder.lock
         self._known: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], Any]]] = OrderedDict()
         self._fails = False
 

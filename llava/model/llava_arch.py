@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,8 +164,9 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             UserError: If the model has no vision tower, or the reducer needs a question and there is none.
         """
-        tokens = self.prompt_encoder.tower.select(images, texts)
-        return replace(tokens, packed=self.project_packed(tokens.packed)).stacked()
+        questions = [texts] * len(images) if isinstance(texts, str) else texts
+        tokens = self.prompt_encoder.project_apart(self.prompt_encoder.reduce_pixels(images, None, questions))
+        return torch.stack(tokens) if len(set(map(len, tokens))) == 1 else tokens
 
     def project_packed(self, packed: Tensor) -> Tensor:
         """Map packed visual tokens (n, D) to the language model's width, (n, H)."""
@@ -197,7 +197,8 @@ class LlavaMetaForCausalLM(ABC):
             past_key_values: Returned as they are.
             labels: (B, L), returned as None if missing.
             images: Pixels of all images in the order of their placeholders.
-            image_sizes: Width and height of the images in pixels; read for ``anyres`` only.
+            image_sizes: Width and height of the images in pixels, for ``anyres`` and for reducers that leave
+                padding out.
             texts: The question per image, or per sample, or one for all; recovered from ``input_ids`` if
                 missing.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,30 @@ def attention_of_any_length() -> Iterator[None]:
     On Hopper and newer it comes first, and plans every new shape for up to half a second
     (https://github.com/modelscope/FunASR/issues/3704). With ``TRIM:-1`` hardly a batch has a shape of before.
     """
-    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    with _SWITCH.lock:
+        if _SWITCH.users == 0:
+            _SWITCH.was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        _SWITCH.users += 1
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
+        with _SWITCH.lock:
+            _SWITCH.users -= 1
+            if _SWITCH.users == 0:
+                torch.backends.cuda.enable_cudnn_sdp(_SWITCH.was_enabled)
+
+
+@dataclass(slots=True)
+class _Switch:
+    """PyTorch's switch for cuDNN's attention, which all threads share."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    was_enabled: bool = True
+
+
+_SWITCH = _Switch()
 
 
 def choose_quantization(

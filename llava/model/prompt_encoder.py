@@ -225,7 +225,10 @@ class PromptEncoder:
                 "this token reduction reads words, and the model has no tokenizer: set model.tokenizer"
             )
         ids = [number for word in words for number in tokenizer(word, add_special_tokens=False)["input_ids"]]
-        return self._model.get_model().embed_tokens(hand_over(torch.tensor(ids), self.device))
+        # A question may have no words: no ids are whole numbers too.
+        return self._model.get_model().embed_tokens(
+            hand_over(torch.tensor(ids, dtype=torch.long), self.device)
+        )
 
     def project(self, images: Sequence[ReducedImage]) -> list[Tensor]:
         """Map visual tokens to the language model's width and join those of each image's crops.
@@ -235,6 +238,13 @@ class PromptEncoder:
         Returns:
             One (n, H) per image.
         """
+        return [
+            self._join_crops(piece.split(image.crops.counts), image)
+            for piece, image in zip(self.project_apart(images), images, strict=True)
+        ]
+
+    def project_apart(self, images: Sequence[ReducedImage]) -> list[Tensor]:
+        """Map visual tokens to the language model's width, (sum of n, H) per image, its crops not joined."""
         if not images:
             return []
         # What a reducer has projected already has no gradients.
@@ -242,11 +252,7 @@ class PromptEncoder:
         fresh = [image.crops.packed for image, own in zip(images, known, strict=True) if own is None]
         made = self._model.project_packed(torch.cat(fresh)).split(list(map(len, fresh))) if fresh else ()
         projected = iter(made)
-        pieces = [next(projected) if own is None else own for own in known]
-        return [
-            self._join_crops(piece.split(image.crops.counts), image)
-            for piece, image in zip(pieces, images, strict=True)
-        ]
+        return [next(projected) if own is None else own for own in known]
 
     def _join_crops(self, crops: Sequence[Tensor], image: ReducedImage) -> Tensor:
         """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
@@ -322,7 +328,8 @@ class PromptEncoder:
             attention_mask: Which ids are not padding, (B, L); see `mask_of` if missing.
             labels: (B, L), or None.
             images: Pixels of all images in the order of their placeholders, or None for text alone.
-            image_sizes: Width and height of the images in pixels; read for ``anyres`` only.
+            image_sizes: Width and height of the images in pixels, for ``anyres`` and for reducers that leave
+                padding out.
             texts: What CLIP's text encoder reads per image, or per sample, or for all; read from
                 ``input_ids`` if missing.
             side: Where the padding goes.
@@ -349,7 +356,7 @@ class PromptEncoder:
         tokens: list[Tensor] = []
         if images is not None:
             image_texts = self._text_per_image(texts, rows, shown, count, all_turns=labels is not None)
-            tokens = self.project(self._reduce_pixels(images, image_sizes, image_texts))
+            tokens = self.project(self.reduce_pixels(images, image_sizes, image_texts))
         # The empty slice ties a sample without an image to the projector, which every process must run
         # under ZeRO-3.
         own = [[tokens[i] for i in indices] or [image[:0] for image in tokens[:1]] for indices in shown]
@@ -391,10 +398,10 @@ class PromptEncoder:
                 *(unseen, images),
             )
 
-    def _reduce_pixels(
+    def reduce_pixels(
         self, images: Images, image_sizes: Sequence[Size] | None, texts: Sequence[ImageText] | None
     ) -> list[ReducedImage]:
-        """Encode and reduce pixels by the model's own reducer."""
+        """Encode and reduce pixels by the model's own reducer; see `splice`."""
         tower = self.tower
         if isinstance(images, Tensor) and images.ndim == 4:
             pixels, counts = images, [1] * len(images)

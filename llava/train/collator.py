@@ -38,8 +38,9 @@ class DataCollatorForSupervisedDataset:
 
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, L); for a multimodal model also ``images``,
-            stacked (I, 3, height, width) if their shapes agree, and ``texts``, one entry per image. If
-            ``counts_skipped``, also ``skipped``, a number. Samples that have a name are named in ``records``.
+            stacked (I, 3, height, width) if their shapes agree, and one entry per image of ``texts`` and
+            ``image_sizes``, width and height of the originals. If ``counts_skipped``, also ``skipped``, a
+            number. Samples that have a name are named in ``records``.
         """
         kept = [instance for instance in instances if "skipped" not in instance]
         batch = self._join(kept or [self._nothing()])
@@ -82,5 +83,7 @@ class DataCollatorForSupervisedDataset:
         ]
         images = [instance["image"] for instance in shown] or [self.blank_image]
         batch["images"] = torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        blank = (self.blank_image.shape[2], self.blank_image.shape[1])
+        batch["image_sizes"] = [instance["image_size"] for instance in shown] or [blank]
         batch["texts"] = [instance["text"] for instance in shown] or [""]
         return batch

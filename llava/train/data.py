@@ -28,7 +28,7 @@ IMAGE_WORDS = 128
 
 Sample = dict[str, Any]
 """``input_ids`` and ``labels`` (L,), and ``record``, its name; with an image also ``text``, for CLIP, and
-``image`` (3, height, width).
+``image`` (3, height, width) and ``image_size``, width and height of the original.
 
 Or ``skipped`` alone: the sentence that says why the record is left out.
 """
@@ -130,7 +130,7 @@ class LazySupervisedDataset(Dataset):
             path = image_path(record, self.data_args.image_folder)
         try:
             with naming(record, index):
-                return {**sample, "image": self._pixels(path)}
+                return {**sample, **self._pixels(path)}
         except UserError as error:
             if self.data_args.on_bad_image != "skip":
                 raise
@@ -143,11 +143,12 @@ class LazySupervisedDataset(Dataset):
             logger.warning("left out: %s", sentence)
         return {"skipped": sentence}
 
-    def _pixels(self, path: Path) -> Tensor:
-        """Open an image and turn it into pixels, (3, height, width)."""
+    def _pixels(self, path: Path) -> Sample:
+        """Open an image; return its pixels, (3, height, width), and its size."""
         image: Image.Image = load_image(path)
-        ratio = self.data_args.image_aspect_ratio
-        return process_image(image, self.data_args.image_processor, "pad" if ratio == "pad" else None)
+        ratio = "pad" if self.data_args.image_aspect_ratio == "pad" else None
+        pixels = process_image(image, self.data_args.image_processor, ratio)
+        return {"image": pixels, "image_size": image.size}
 
 
 def count_words(record: Record) -> int:

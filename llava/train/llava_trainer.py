@@ -290,10 +290,12 @@ class LLaVATrainer(Trainer):
         lost = torch.zeros(1, dtype=torch.long, device=device)
         with torch.no_grad(), self.meter.paused():
             for batch in map(self._prepare_inputs, batches):
-                inputs = [batch[name] for name in ("attention_mask", "labels", "images", "texts")]
-                mask, labels, images, texts = inputs
+                inputs = [
+                    batch[name] for name in ("attention_mask", "labels", "images", "image_sizes", "texts")
+                ]
+                mask, labels, images, sizes, texts = inputs
                 spliced = self.model.prepare_inputs_labels_for_multimodal(
-                    batch["input_ids"], None, mask, None, labels, images, texts=texts
+                    batch["input_ids"], None, mask, None, labels, images, sizes, texts=texts
                 )[-1]
                 lost += count_supervised(labels) - count_supervised(spliced)
         return self.accelerator.gather(lost).sum() if self.args.average_tokens_across_devices else lost.sum()

@@ -17,6 +17,7 @@ from llava.model.checkpoint_configs import read_llava_config
 from llava.model.checkpoint_files import CheckpointKind, checkpoint_kind, name_elsewhere, resolve_folder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import load_language_model, load_trained_tower
+from llava.model.multimodal_encoder.reducers.base import Method
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.model.placement import Placement, choose_attention, choose_quantization
 from llava.tokenizer import load_tokenizer
@@ -194,6 +195,24 @@ def build_model(
                 parameter.data = parameter.data.float()
     model.tokenizer = tokenizer
     return trained, tokenizer
+
+
+def check_reducer(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Refuse a reduction that processes which share weights would wait for each other with for ever.
+
+    Raises:
+        UserError: If each process would gather weights as often as it has images.
+    """
+    reducer = parse_reduction(model_args.mm_vision_token_reduce_func)
+    if (
+        training_args.is_zero3
+        and isinstance(reducer, Method)
+        and (reducer.needs_projected or reducer.needs_words)
+    ):
+        raise UserError(
+            f"{reducer} runs the projector or the embeddings for each image, which does not go with ZeRO-3: "
+            "use scripts/zero2.json"
+        )
 
 
 def placement_of_base(training_args: TrainingArguments, wants_flash_attention: bool = False) -> Placement:

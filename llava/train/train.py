@@ -42,7 +42,7 @@ from llava.train.data import LazySupervisedDataset, make_supervised_data_module
 from llava.train.fingerprint import check_same_run, fingerprint_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.lora import find_all_linear_names
-from llava.train.model_setup import build_model, read_base, template_of_version
+from llava.train.model_setup import build_model, check_reducer, read_base, template_of_version
 from llava.train.preprocess import preprocess, preprocess_multimodal
 from llava.train.result import describe_result
 from llava.train.resume_state import check_resume_state
@@ -124,6 +124,7 @@ def _train(
     """Train in an output folder that is this run's alone."""
     template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args, given)
+    check_reducer(model_args, training_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
     fingerprint = on_first_process(lambda: fingerprint_of(model_args, data_args, training_args))

@@ -69,8 +69,8 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, few, capsys):
     ("arguments", "message"),
     [
         (["--methods", "Trim"], "there is no method 'Trim'; accepted: TRIM, Random, Pool"),
-        (["--budgets", "16,x"], "'16,x' are no budgets; accepted: whole numbers above 0"),
-        (["--budgets", "0"], "'0' are no budgets"),
+        (["--budgets", "16,x"], "'16,x' are no budgets; accepted: whole numbers above 1"),
+        (["--budgets", "1"], "'1' are no budgets"),
         (["--also", "TRIM"], "'TRIM' is not a token reduction"),
     ],
 )
@@ -97,7 +97,25 @@ def test_a_star_says_that_a_difference_is_sure():
     assert lines["SCOPE:16"]["less TRIM"].startswith("-45.0") and lines["SCOPE:16"]["less TRIM"].endswith("*")
 
 
-def test_a_budget_that_cannot_be_met_is_a_line_of_its_own():
+def test_a_budget_that_cannot_be_met_ends_nothing(tmp_path, capsys):
+    assert not compare(tmp_path, "--methods", "PruMerge+", "VisionZip", "--budgets", "3,100")
+    shown = capsys.readouterr().out
+    assert "PruMerge+:100 asks for 100 of 256 patches" in shown
+    assert "VisionZip:3 asks for 3 of 256 visual tokens" in shown
+    with (tmp_path / "comparison.csv").open(newline="", encoding="utf-8") as file:
+        lines = {line["setting"]: line for line in csv.DictReader(file)}
+    assert lines["VisionZip:100"]["visual tokens"] == "100.0"
+    assert lines["PruMerge+:100"]["visual tokens"] == "-"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, few, capsys):
+    (tmp_path / "file").write_text("")
+    assert compare(tmp_path / "file" / "below") == 2
+    assert "file" in capsys.readouterr().err
+    assert not few
+
+
+def test_what_cannot_be_met_is_a_line_of_its_own():
     lines = tables.rows([outcome("none", [1, 0]), Outcome("PruMerge+:100", error="100 tokens cannot be had")])
     assert lines[1]["accuracy"] == "100 tokens cannot be had"
     assert lines[1].keys() == lines[0].keys()

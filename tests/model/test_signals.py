@@ -1,5 +1,7 @@
 """What methods read inside the encoder: true to eager attention, only when wanted, and no patch changed."""
 
+import threading
+
 import pytest
 import torch
 from transformers import CLIPModel, CLIPVisionModel
@@ -84,12 +86,49 @@ def test_a_tower_that_ends_with_the_last_layer_has_no_next_one():
         tower.look_ahead(torch.zeros(577, tower.hidden_size))
 
 
-def test_signals_want_patches_without_cls(pixels):
+@pytest.mark.parametrize("setting", ["SCOPE:64", "MMTok:64", "Cover:-1", "DivPrune:64"])
+def test_methods_want_patches_without_cls(setting):
     tower = build_vision_tower(
         settings(mm_vision_select_feature="cls_patch", mm_vision_token_reduce_func=None)
     )
     with pytest.raises(UserError, match="mm_vision_select_feature is 'cls_patch'; accepted with it: patch"):
-        tower.look(pixels, [Signal.CLS])
+        tower.set_token_reduction(setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "layer", "message"),
+    [
+        ("PruMerge:64", -1, "mm_vision_select_layer"),
+        ("SCOPE:64", 0, "SCOPE:64 reads layers, and mm_vision_select_layer 0 leaves none"),
+        ("VisionZip:3", -2, "VisionZip:3 asks for 3 of 576 visual tokens"),
+        (r"PruMerge\+:100", -2, r"PruMerge\+:100 asks for 100 of 576 patches"),
+    ],
+)
+def test_what_a_tower_cannot_do_is_said_when_it_is_set(setting, layer, message):
+    tower = build_vision_tower(settings(mm_vision_select_layer=layer, mm_vision_token_reduce_func=None))
+    with pytest.raises(UserError, match=message):
+        tower.set_token_reduction(setting.replace("\\", ""))
+    assert str(tower.token_reduction) == "none"
+
+
+def test_threads_hear_their_own_images(tower):
+    images = [torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    wanted = [[Signal.CLS_ATTENTION, Signal.KEYS], [Signal.CLS_ATTENTION], []]
+    expected = [tower.look(*one)[1] for one in zip(images, wanted, strict=True)]
+    start, wrong = threading.Barrier(3), []
+
+    def work(image, signals, own):
+        start.wait()
+        for _ in range(15):
+            found = tower.look(image, signals)[1]
+            wrong.extend(signal for signal in signals if not torch.equal(found[signal], own[signal]))
+
+    threads = [threading.Thread(target=work, args=one) for one in zip(images, wanted, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_what_the_engine_raises_is_told_and_the_next_request_is_answered(
 
     assistant.features.clear()
     with monkeypatch.context() as broken:
-        broken.setattr(assistant.encoder.tower, "encode", fail)
+        broken.setattr(assistant.encoder.tower, "look", fail)
         (chunk,) = ask(address, body)
     assert chunk == {"text": "RuntimeError: CUDA out of memory", "error_code": 1}
     assert ask(address, body)[-1]["error_code"] == 0

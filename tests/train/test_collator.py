@@ -15,7 +15,9 @@ BLANK = torch.zeros(3, 4, 4)
 def sample(ids: list[int], image: float | None = None, text: object = None):
     """A sample whose labels are its ids."""
     result = {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
-    return result if image is None else {**result, "image": torch.full((3, 4, 4), image), "text": text}
+    if image is None:
+        return result
+    return {**result, "image": torch.full((3, 4, 4), image), "image_size": (8, image), "text": text}
 
 
 @pytest.fixture
@@ -74,7 +76,9 @@ def test_skipped_samples_are_left_out_and_counted():
     batch = collate([SKIPPED, kept[0], SKIPPED, kept[1]])
     expected = collate(kept)
     assert (batch.pop("skipped"), expected.pop("skipped")) == (2, 0)
-    assert all(torch.equal(batch[name], expected[name]) for name in batch if name != "texts")
+    assert all(
+        torch.equal(batch[name], expected[name]) for name in batch if name not in ("texts", "image_sizes")
+    )
     assert batch["texts"] == expected["texts"] == [["Q"]]
 
 

@@ -49,7 +49,7 @@ def module(tmp_path: Path):
 def test_a_sample_has_an_image_if_its_record_has_one(module):
     dataset = module("error")["train_dataset"]
     shown, text = dataset[0], dataset[4]
-    assert set(shown) == {"input_ids", "labels", "record", "image", "text"}
+    assert set(shown) == {"input_ids", "labels", "record", "image", "image_size", "text"}
     assert shown["record"] == NAMES[0]
     assert shown["image"].shape == (3, 336, 336)
     assert shown["text"] == ["What is it?"]

@@ -80,7 +80,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             output_attentions: See there.
             output_hidden_states: See there.
             images: Pixels of all images, (I, 3, height, width) or a list.
-            image_sizes: Width and height of the images in pixels, for ``anyres``.
+            image_sizes: Width and height of the images in pixels, for ``anyres`` and for reducers that leave
+                padding out.
             return_dict: See above.
             texts: The question per image, several per image while training; read from the ids if missing.
             **kwargs: Llama's other arguments.
@@ -163,7 +164,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Args:
             inputs: Ids (B, L), padded on either side; also accepted as ``input_ids``.
             images: Pixels of all images, (I, 3, height, width) or a list.
-            image_sizes: Width and height of the images in pixels, for ``anyres``.
+            image_sizes: Width and height of the images in pixels, for ``anyres`` and for reducers that leave
+                padding out.
             texts: The question per image; read from the ids if missing.
             **kwargs: ``attention_mask`` (B, L), told by the padding's id if missing, or ``inputs_embeds`` (B,
                 T, H) instead of ids, and transformers' others.

@@ -208,9 +208,33 @@ class CLIPVisionTower(nn.Module):
             UserError: If the setting is not accepted, or CLIP's folder has no text encoder.
         """
         reducer = parse_reduction(reduction) if reduction is None or isinstance(reduction, str) else reduction
-        if self.is_loaded and reducer.needs_question:
-            self.load_text_encoder()
+        if self.is_loaded:
+            self.prepare(reducer)
         self.token_reduction = reducer
+
+    def prepare(self, reducer: Reducer) -> None:
+        """Load what a reducer needs of CLIP.
+
+        Raises:
+            UserError: If this tower lacks it, or its images have another number of patches than the reducer
+                can do with.
+        """
+        if reducer.needs_question:
+            self.load_text_encoder()
+        if not isinstance(reducer, Method):
+            return
+        if self.select_feature != "patch":
+            raise UserError(
+                f"{reducer} tells CLS from the patches, and mm_vision_select_feature is "
+                f"{self.select_feature!r}; accepted with it: patch"
+            )
+        if reducer.reads and not len(self.vision_tower.vision_model.encoder.layers):
+            raise UserError(
+                f"{reducer} reads layers, and mm_vision_select_layer {self.select_layer} leaves none"
+            )
+        if reducer.needs_next_layer:
+            self._load_next_layer()
+        reducer.check(self.num_patches)
 
     def load_text_encoder(self) -> TextEncoder:
         """Return CLIP's text encoder, loaded by the first that asks for it.
@@ -290,7 +314,7 @@ class CLIPVisionTower(nn.Module):
             wanted: Signals that are computed beside the patches, each (B, ...).
 
         Raises:
-            UserError: As in `encode`, or if signals are wanted of a tower whose CLS counts as a patch.
+            UserError: As in `encode`.
         """
         self.require_loaded()
         check_pixels(images, self.config.image_size)
@@ -298,11 +322,6 @@ class CLIPVisionTower(nn.Module):
         with without_autocast(self.device):
             if not wanted:
                 return self._patches(self._hidden_state(images)), {}
-            if self.select_feature != "patch":
-                raise UserError(
-                    "this token reduction tells CLS from the patches, and mm_vision_select_feature is "
-                    f"{self.select_feature!r}; accepted with it: patch"
-                )
             hidden, signals = read_signals(self.vision_tower, images, wanted)
             return self._patches(hidden), signals
 
@@ -446,11 +465,20 @@ class CLIPVisionTower(nn.Module):
         Raises:
             UserError: If there is no such layer.
         """
-        if not self._next_layer:
-            layer = load_next_layer(self.vision_tower.config, self.folder)
-            self._next_layer.append(layer.to(device=self.device, dtype=self.dtype))
-        query, keys = self._next_layer[0](hidden)
+        query, keys = self._load_next_layer()(hidden)
         return cls_attention(query, keys, heads=1), keys[1:].float()
+
+    def _load_next_layer(self) -> NextLayer:
+        """Return parts of the layer behind the selected one, loaded by the first that asks for them.
+
+        Raises:
+            UserError: If there is no such layer.
+        """
+        with TEXT_LOCK, torch.inference_mode(False):
+            if not self._next_layer:
+                layer = load_next_layer(self.vision_tower.config, self.folder)
+                self._next_layer.append(layer.to(device=self.device, dtype=self.dtype))
+            return self._next_layer[0]
 
     def join(self, patches: Tensor) -> Tensor:
         """Project patches (N, D) into CLIP's joint space, float32 (N, E)."""

@@ -7,6 +7,7 @@ Shapes: B images, L positions with CLS in front, N patches, D width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import Any
@@ -75,11 +76,13 @@ def _layers_of(wanted: Collection[Signal], early: int, last: int) -> set[int]:
 
 
 def _keeper(place: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    """Return a forward hook that puts a module's output somewhere."""
+    """Return a forward hook that puts a module's output somewhere, if this thread has called the module."""
+    own = threading.get_ident()
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Put the output (B, L, D) there."""
         del module, inputs
-        place[name] = output
+        if threading.get_ident() == own:  # others may run the same encoder meanwhile
+            place[name] = output
 
     return keep

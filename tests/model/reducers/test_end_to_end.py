@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder import clip_encoder
+from llava.model.multimodal_encoder.image_inputs import padding_mask
 from llava.model.multimodal_encoder.reducers.base import Signal
 from llava.model.multimodal_encoder.reducers.registry import METHODS, parse_reduction, signals_of
 from tests.conftest import TINY_LLAVA
@@ -164,3 +166,36 @@ def test_projected_patches_are_not_projected_again(encoder, encoded, monkeypatch
         assert torch.equal(tokens, reduced[0].crops.projected)
     encoder.project(reduced)  # where gradients are wanted, the projector has to run
     assert rows == [PATCHES, 64]
+
+
+@pytest.mark.parametrize("setting", ["DivPrune:64", "MMTok:64", "CDPruner:64", "SCOPE:64", "TRIM:64"])
+def test_llavas_encode_images_has_all_that_a_method_asks_for(setting, encoder, pictures):
+    model = encoder._model
+    model.set_token_reduction(setting)
+    try:
+        tokens = model.encode_images(
+            torch.cat([encoder.preprocess(one) for one in pictures.values()]), "What?"
+        )
+    finally:
+        model.set_token_reduction("none")
+    assert tokens.shape[:2] == (len(pictures), 65 if "TRIM" in setting else 64)
+
+
+def test_what_is_trained_leaves_out_the_padding_that_an_answer_leaves_out(encoder):
+    model = encoder._model
+    wide = Image.new("RGB", (448, 200), "red")
+    pixels = encoder.preprocess(wide)
+    seen = []
+    model.set_token_reduction("MMTok:60")
+    encoder.observers.append(lambda reduced: seen.append(reduced[0].crops.kept))
+    try:
+        ids = torch.tensor([[1, -200, 306, 338]])
+        model(ids, images=pixels, image_sizes=[wide.size], texts=["What is it?"], labels=ids)
+    finally:
+        encoder.observers.clear()
+        model.set_token_reduction("none")
+    (image,) = encoder.encode([pixels], [wide.size])
+    (answered,) = encoder.reduce([image], ["What is it?"], [parse_reduction("MMTok:60")])
+    assert torch.equal(seen[0], answered.crops.kept)
+    inside = padding_mask(wide.size, 24, 14).flatten()
+    assert not seen[0][0][inside].any()

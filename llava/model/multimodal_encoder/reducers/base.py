@@ -133,6 +133,13 @@ class Method:
         """Read the part after the method's name and colon; raises ValueError if it makes no sense."""
         raise NotImplementedError
 
+    def check(self, patches: int) -> None:
+        """Refuse images of so many patches, if the setting cannot be met.
+
+        Raises:
+            UserError: If it cannot.
+        """
+
     def choose(self, image: ImageInputs) -> Choice:
         """Reduce one image; where the budget is N or more, `everything` stays."""
         raise NotImplementedError
@@ -196,6 +203,11 @@ class Budgeted(Method):
         patches = len(image.patches)
         count = self.own_count(image) if isinstance(self.budget, Adaptive) else self.budget.of(patches)
         return everything(image) if count >= patches else self.reduce(image, count)
+
+    def count(self, patches: int) -> int:
+        """Return the number of N patches that a budget without a rule of its own means."""
+        assert not isinstance(self.budget, Adaptive)
+        return self.budget.of(patches)
 
     def own_count(self, image: ImageInputs) -> int:
         """Return the number that the method's own rule gives, if it has one."""

@@ -160,12 +160,18 @@ class PruMergePlus(PruMerge):
         if isinstance(self.budget, Adaptive):
             chosen = with_grid(scores, count)
         else:
-            self._check(len(scores), count)
+            self.check(len(scores))
             chosen = with_fixed_grid(scores, count)
         return Choice(chosen.unique(), merge(image.patches, scores, keys, chosen))
 
-    def _check(self, patches: int, count: int) -> None:
-        """Refuse a number that is not twice its grid."""
+    def check(self, patches: int) -> None:
+        """Refuse a number that is not twice its grid.
+
+        Raises:
+            UserError: If it is not.
+        """
+        if isinstance(self.budget, Adaptive) or (count := self.count(patches)) >= patches:
+            return
         possible = [one for one in range(2, patches) if has_fixed_grid(patches, one)]
         if count not in possible:
             below = [str(one) for one in possible if one < count][-1:]

@@ -79,17 +79,26 @@ class VisionZip(Budgeted):
     paper: ClassVar[str] = "arXiv:2412.04467 (CVPR 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS, Signal.CLS_ATTENTION, Signal.KEYS})
 
+    def check(self, patches: int) -> None:
+        """Refuse a number that cannot be split.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        count = self.count(patches)
+        if count < min(FEWEST, patches):
+            raise UserError(
+                f"{self} asks for {count} of {patches} visual tokens, but {self.name} needs "
+                f"at least {FEWEST} to have a contextual one"
+            )
+
     def reduce(self, image: ImageInputs, count: int) -> Choice:
         """Zip an image into ``count`` tokens.
 
         Raises:
             UserError: If the number cannot be split.
         """
-        if count < FEWEST:
-            raise UserError(
-                f"{self} asks for {count} of {len(image.patches)} visual tokens, but {self.name} needs "
-                f"at least {FEWEST} to have a contextual one"
-            )
+        self.check(len(image.patches))
         dominant, contextual = split(count)
         return zip_tokens(image, dominant, contextual)
 
