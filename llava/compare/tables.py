@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 BASELINE, REFERENCE = "none", "TRIM"
 NOTHING = "-"
+MARKERS = "osD^v*P"
 
 
 def _percent(marks: Sequence[Mark]) -> float:
@@ -112,16 +113,18 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
     for outcome in outcomes:
         if outcome.error is None:
             lines[outcome.setting.partition(":")[0]].append(outcome)
-    for method, own in lines.items():
+    for number, (method, own) in enumerate(lines.items()):
+        color, marker = plt.get_cmap("tab20")(number % 20), MARKERS[number % len(MARKERS)]
         own.sort(key=lambda outcome: outcome.mean_tokens)
         scores = [estimate(marks_of(outcome), _percent, 100) for outcome in own]
         tokens = [outcome.mean_tokens for outcome in own]
-        (line,) = axes.plot(tokens, [score.value for score in scores], marker="o", label=method)
+        axes.plot(tokens, [score.value for score in scores], marker=marker, color=color, label=method)
         low, high = [score.low for score in scores], [score.high for score in scores]
-        axes.fill_between(tokens, low, high, alpha=0.12, color=line.get_color())
+        axes.fill_between(tokens, low, high, alpha=0.1, color=color)
     axes.set_xlabel("visual tokens of an image, on average")
     axes.set_ylabel("right answers, %")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.legend(fontsize="small", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
