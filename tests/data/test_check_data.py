@@ -181,7 +181,8 @@ def test_lengths_are_those_of_training(loaded):
         shown = "" if image is None else "<image>\n"
         example = record(shown + "why " * rng.randint(1, 300), "So. " * rng.randint(1, 50), image=image)
         sample = encode_record(example, tokenizer, data_args, template)
-        batch = collate([sample if image is None else {**sample, "image": torch.zeros(3, 336, 336)}])
+        seen = {"image": torch.zeros(3, 336, 336), "image_size": (336, 336)}
+        batch = collate([sample if image is None else {**sample, **seen}])
         with torch.no_grad():
             *_, labels = model.prepare_inputs_labels_for_multimodal(
                 batch["input_ids"], None, None, None, batch["labels"], batch["images"]

@@ -92,6 +92,7 @@ def test_wandb_gets_it(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     import wandb
 
     wandb.finish()
+    wandb.teardown()  # when its own process has ended, all is in the file
     run = next(tmp_path.rglob("run-*.wandb")).read_bytes()
     assert b"train/visual_tokens_mean" in run
 
