@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +11,11 @@ from llava.bench.growth import Line
 from llava.bench.report import BASELINE, DECODE, FIRST_TOKEN, Measured, Report, Spread
 from llava.bench.stages import FIRST_TOKEN as STAGES
 from llava.bench.tables import formula, heading, title
-from llava.errors import UserError
+from llava.eval.figures import draw_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-logger = logging.getLogger(__name__)
 
 
 def draw(report: Report, path: Path) -> bool:
@@ -31,19 +28,12 @@ def draw(report: Report, path: Path) -> bool:
     Raises:
         UserError: If it cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("nothing is drawn without matplotlib: pip install 'llava[eval]'")
-        return False
-    figure = Figure(layout="constrained")
-    (_draw_growth if report.kind == "growth" else _draw_answers)(figure, report)
-    figure.suptitle(heading(report))
-    try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return True
+
+    def fill(figure: Figure) -> None:
+        (_draw_growth if report.kind == "growth" else _draw_answers)(figure, report)
+        figure.suptitle(heading(report))
+
+    return draw_png(path, fill)
 
 
 def _draw_answers(figure: Figure, report: Report) -> None:

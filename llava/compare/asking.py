@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
 from llava.assistant import Assistant
+from llava.bench.machine import ROOT
 from llava.engine.base import Generation
 from llava.errors import UserError
 from llava.eval.files import read_json, write_json
 from llava.messages import Answer, Failure, Request
 
-ROOT = Path(__file__).parents[2]
 SCHEMA = 1
 NEW_TOKENS = 16
 
@@ -64,12 +65,12 @@ class Outcome:
     @property
     def accuracy(self) -> float:
         """Share of right answers."""
-        return sum(self.points) / len(self.points)
+        return fmean(self.points)
 
     @property
     def mean_tokens(self) -> float:
         """Visual tokens of an image on average."""
-        return sum(self.visual_tokens) / len(self.visual_tokens)
+        return fmean(self.visual_tokens)
 
 
 def shapes_questions(count: int) -> list[Asked]:
@@ -119,6 +120,8 @@ def run_settings(
 
 def ask(assistant: Assistant, setting: str, questions: Sequence[Asked], batch_size: int) -> Outcome:
     """Ask all questions with one setting."""
+    from playground.shapes.measure import is_right
+
     generation = Generation(max_new_tokens=NEW_TOKENS)
     requests = [
         Request.ask(one.text, one.image, token_reduction=setting, generation=generation) for one in questions
@@ -131,23 +134,13 @@ def ask(assistant: Assistant, setting: str, questions: Sequence[Asked], batch_si
     return Outcome(
         setting=setting,
         points=[
-            int(_is_right(answer.text, one.answer)) for answer, one in zip(answers, questions, strict=True)
+            int(is_right(answer.text, one.answer)) for answer, one in zip(answers, questions, strict=True)
         ],
         kinds=[one.kind for one in questions],
         visual_tokens=[answer.cost.visual_tokens for answer in answers],
-        reduction_ms=_mean(answer.cost.reduction_ms for answer in answers),
-        prefill_ms=_mean(answer.cost.prefill_ms for answer in answers),
+        reduction_ms=fmean(answer.cost.reduction_ms for answer in answers),
+        prefill_ms=fmean(answer.cost.prefill_ms for answer in answers),
     )
-
-
-def _is_right(said: str, answer: str) -> bool:
-    """Tell whether an answer is the right one; case, blanks and a final full stop do not matter."""
-    return said.strip().rstrip(".").lower() == answer.lower()
-
-
-def _mean(figures: Iterable[float]) -> float:
-    values = list(figures)
-    return sum(values) / len(values)
 
 
 def _read(path: Path, key: dict[str, Any]) -> Outcome | None:

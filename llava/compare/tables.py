@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from llava.compare.asking import Outcome
 from llava.eval.benchmark import Mark
 from llava.eval.evaluate import histogram
+from llava.eval.figures import draw_png
 from llava.eval.intervals import Estimate, estimate, paired_difference
 from llava.markdown import markdown_table
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASELINE, REFERENCE = "none", "TRIM"
 NOTHING = "-"
@@ -100,33 +102,27 @@ def as_csv(outcomes: Sequence[Outcome]) -> str:
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
     """Draw accuracy over visual tokens, a line per method; tell whether matplotlib is there to do it."""
-    try:
-        import matplotlib as mpl
 
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError:
-        logger.warning("no curve is drawn without matplotlib: pip install 'llava[eval]'")
-        return False
-    figure, axes = plt.subplots(figsize=(8, 5))
-    lines: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.error is None:
-            lines[outcome.setting.partition(":")[0]].append(outcome)
-    for number, (method, own) in enumerate(lines.items()):
-        color, marker = plt.get_cmap("tab20")(number % 20), MARKERS[number % len(MARKERS)]
-        own.sort(key=lambda outcome: outcome.mean_tokens)
-        scores = [estimate(marks_of(outcome), _percent, 100) for outcome in own]
-        tokens = [outcome.mean_tokens for outcome in own]
-        axes.plot(tokens, [score.value for score in scores], marker=marker, color=color, label=method)
-        low, high = [score.low for score in scores], [score.high for score in scores]
-        axes.fill_between(tokens, low, high, alpha=0.1, color=color)
-    axes.set_xlabel("visual tokens of an image, on average")
-    axes.set_ylabel("right answers, %")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.legend(fontsize="small", ncols=2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return True
+    def fill(figure: Figure) -> None:
+        from matplotlib import colormaps
+
+        axes = figure.subplots()
+        lines: dict[str, list[Outcome]] = defaultdict(list)
+        for outcome in outcomes:
+            if outcome.error is None:
+                lines[outcome.setting.partition(":")[0]].append(outcome)
+        for number, (method, own) in enumerate(lines.items()):
+            color, marker = colormaps["tab20"](number % 20), MARKERS[number % len(MARKERS)]
+            own.sort(key=lambda outcome: outcome.mean_tokens)
+            scores = [estimate(marks_of(outcome), _percent, 100) for outcome in own]
+            tokens = [outcome.mean_tokens for outcome in own]
+            axes.plot(tokens, [score.value for score in scores], marker=marker, color=color, label=method)
+            low, high = [score.low for score in scores], [score.high for score in scores]
+            axes.fill_between(tokens, low, high, alpha=0.1, color=color)
+        axes.set_xlabel("visual tokens of an image, on average")
+        axes.set_ylabel("right answers, %")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.legend(fontsize="small", ncols=2)
+
+    return draw_png(path, fill, figsize=(8, 5))

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from llava.engine.row_cache import LayerShapes, RowCache
+from llava.engine.row_cache import LayerShapes, RowCache, pad_left
 from llava.internals import CACHE_ARGUMENT, attention_is, attention_of
 from llava.model.cuda_graphs import CudaGraphs, Recorder, Recordings
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -100,10 +100,9 @@ class RecordedSteps:
     def make_rows(self, rows: int, columns: int) -> RowCache:
         """Return memory for so many rows and columns or more, in which the rows of before may still lie."""
         shape = (round_up(rows, ROW_STEP) if rows > 2 else rows, round_up(columns, COLUMN_STEP))
-        if self._running.lacks(prod(shape)):
-            self._decode.forget()
-        shapes = LayerShapes.of(self._model, self._model.dtype)
-        return RowCache(self._running.shaped(shapes, *shape))
+        if 0 < self._running.positions < prod(shape):
+            self._decode.forget()  # since the memory will be somewhere else
+        return RowCache(self._stacks(self._running, *shape))
 
     def decode(self, cache: RowCache, tokens: Sequence[int]) -> Tensor:
         """Run one token of every row; returns the logits of the next ones, (B, V), for the moment.
@@ -132,27 +131,23 @@ class RecordedSteps:
         """
         lengths = [len(prompt) for prompt in prompts]
         columns = round_up(max(lengths), PROMPT_STEP)
-        embeddings = prompts[0].new_zeros(len(prompts), columns, prompts[0].shape[1])
-        for row, prompt in enumerate(prompts):
-            embeddings[row, columns - len(prompt) :] = prompt
+        embeddings, _ = pad_left(prompts, columns)
         starts = torch.tensor([columns - length for length in lengths])
         logits = self._prefill.replay(embeddings, starts)
-        return logits.clone(), RowCache(self._prompt_memory(len(prompts), columns), lengths, columns)
+        return logits.clone(), RowCache(self._stacks(self._prompts, len(prompts), columns), lengths, columns)
 
-    def _prompt_memory(self, rows: int, columns: int) -> list[Tensor]:
-        shapes = LayerShapes.of(self._model, self._model.dtype)
-        return self._prompts.shaped(shapes, rows, columns)
+    def _stacks(self, memory: _Memory, rows: int, columns: int) -> list[Tensor]:
+        return memory.shaped(LayerShapes.of(self._model, self._model.dtype), rows, columns)
 
     def _decode_pass(self, numbers: Tensor, *, rows: int, columns: int) -> Tensor:
         """Run the tokens (R,) of rows that start (R,) in a column and reach another (1,); logits (R, V)."""
-        shapes = LayerShapes.of(self._model, self._model.dtype)
-        cache = RowCache(self._running.shaped(shapes, rows, columns))
+        cache = RowCache(self._stacks(self._running, rows, columns))
         tokens, starts, column = numbers.split([rows, rows, 1])
         return self._run(self._model.get_input_embeddings()(tokens)[:, None], starts, column, cache)
 
     def _prefill_pass(self, embeddings: Tensor, starts: Tensor) -> Tensor:
         """Run prompts (R, L, H) that start (R,) somewhere behind padding; logits of the last, (R, V)."""
-        cache = RowCache(self._prompt_memory(*embeddings.shape[:2]))
+        cache = RowCache(self._stacks(self._prompts, *embeddings.shape[:2]))
         return self._run(embeddings, starts, starts.new_zeros(1), cache)
 
     def _run(self, embeddings: Tensor, starts: Tensor, column: Tensor, cache: RowCache) -> Tensor:
@@ -174,30 +169,25 @@ class RecordedSteps:
 
 
 class _Memory:
-    """Memory of a cache, which keeps its place while it takes other shapes."""
+    """Memory of a cache, which keeps its place while it takes other shapes.
+
+    Attributes:
+        positions: For how many there is memory.
+    """
 
     def __init__(self) -> None:
+        self.positions = 0
         self._flat: list[Tensor] = []
-        self._positions = 0
         self._shapes: LayerShapes | None = None
-
-    @property
-    def positions(self) -> int:
-        """For how many positions there is memory."""
-        return self._positions
-
-    def lacks(self, positions: int) -> bool:
-        """Tell whether there is memory, and not for so many positions."""
-        return 0 < self._positions < positions
 
     def shaped(self, shapes: LayerShapes, rows: int, columns: int) -> list[Tensor]:
         """Return it in the shape of a `RowCache`; it is somewhere else afterwards if it has to grow."""
-        if self._positions < rows * columns or shapes != self._shapes:
+        if self.positions < rows * columns or shapes != self._shapes:
             # A quarter more than is needed, so that it does not grow with every column.
             positions = max(rows * columns * 5 // 4, FEWEST_POSITIONS)
-            self._positions, self._flat = 0, []
+            self.positions, self._flat = 0, []
             # A layer stays within its own part, so that rows can be moved one layer at a time.
             self._flat = [one.flatten(1) for one in shapes.zeros(1, positions)]
-            self._positions, self._shapes = positions, shapes
+            self.positions, self._shapes = positions, shapes
         shape = (2, rows, shapes.heads, columns, shapes.width)
         return [flat[:, : prod(shape)].unflatten(1, shape) for flat in self._flat]

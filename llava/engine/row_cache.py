@@ -1,6 +1,7 @@
 """Keys and values of running requests, in memory that is taken once and written in place.
 
-Shapes: R rows of memory of which B are in use, T columns in use, C columns of memory, L new positions.
+Shapes: R rows of memory of which B are in use, T columns in use, C columns of memory, L new positions, H
+width of the language model.
 """
 
 from __future__ import annotations
@@ -187,3 +188,22 @@ def _rows(layers: Tensor, cache: RowCache, rows: Sequence[int]) -> Tensor:
     if list(rows) == list(range(len(rows))):
         return kept[:, :, : len(rows)]
     return kept.index_select(2, hand_over(torch.tensor(rows), kept.device))
+
+
+def pad_left(prompts: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Pad (L_i, H) prompts in front, where no next token is read.
+
+    Args:
+        prompts: Their embeddings.
+        length: To how many positions; those of the longest if missing.
+
+    Returns:
+        Embeddings (B, L, H), and a mask (B, L) on the host that is 1 on what is not padding.
+    """
+    longest = length or max(map(len, prompts))
+    embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[-1])
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        embeddings[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return embeddings, mask

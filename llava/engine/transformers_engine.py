@@ -26,7 +26,7 @@ from llava.engine.answer_text import AnswerText
 from llava.engine.base import Event, Generation
 from llava.engine.recorded_steps import RecordedSteps
 from llava.engine.requests import RequestQueue, RunningAnswer, WaitingRequest, seed_of
-from llava.engine.row_cache import LayerShapes, RowCache
+from llava.engine.row_cache import LayerShapes, RowCache, pad_left
 from llava.engine.stopwatch import Stopwatch
 from llava.internals import CACHE_ARGUMENT
 from llava.model.cuda_graphs import Recorder
@@ -406,21 +406,6 @@ def buckets(lengths: Sequence[int], pass_positions: int) -> list[list[int]]:
         found.append(order[start : ends[start]])
         start = ends[start]
     return found
-
-
-def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad (L_i, H) prompts in front, where no next token is read.
-
-    Returns:
-        Embeddings (B, L, H), and a mask (B, L) on the host that is 1 on what is not padding.
-    """
-    longest = max(map(len, prompts))
-    embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[-1])
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        embeddings[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return embeddings, mask
 
 
 def _beam_settings(generation: Generation) -> dict[str, Any]:

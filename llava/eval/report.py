@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llava.errors import MissingFileError, UserError
 from llava.eval.benchmark import Benchmark, Mark
 from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.figures import draw_png
 from llava.eval.files import (
     INTEGER,
     LIST,
@@ -25,7 +26,6 @@ from llava.eval.files import (
     read_json,
     require_keys,
     write_text,
-    writing,
 )
 from llava.eval.intervals import paired_difference
 from llava.markdown import markdown_table
@@ -33,6 +33,7 @@ from llava.utils import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -273,17 +274,13 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no curve is drawn without matplotlib: pip install 'llava[eval]'")
-        return
-    figure = Figure(figsize=(6 * len(comparisons), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(comparisons), squeeze=False)[0]
-    for own, comparison in zip(axes, comparisons, strict=True):
-        _draw_runs(own, comparison)
-    with writing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
+
+    def fill(figure: Figure) -> None:
+        axes = figure.subplots(1, len(comparisons), squeeze=False)[0]
+        for own, comparison in zip(axes, comparisons, strict=True):
+            _draw_runs(own, comparison)
+
+    draw_png(path, fill, figsize=(6 * len(comparisons), 4.5))
 
 
 def _draw_runs(axes: Axes, comparison: Comparison) -> None:

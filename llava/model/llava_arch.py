@@ -164,8 +164,7 @@ class LlavaMetaForCausalLM(ABC):
         Raises:
             UserError: If the model has no vision tower, or the reducer needs a question and there is none.
         """
-        questions = [texts] * len(images) if isinstance(texts, str) else texts
-        tokens = self.prompt_encoder.project_apart(self.prompt_encoder.reduce_pixels(images, None, questions))
+        tokens = self.prompt_encoder.project_apart(self.prompt_encoder.reduce_pixels(images, None, texts))
         return torch.stack(tokens) if len(set(map(len, tokens))) == 1 else tokens
 
     def project_packed(self, packed: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import user_turns
 from llava.errors import UserError
-from llava.mm_utils import process_images
+from llava.mm_utils import Size, process_images
 from llava.model.anyres import arrange_crops
 from llava.model.input_checks import check_ids, check_images, check_texts
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 Images = Tensor | Sequence[Tensor]
 """Pixels of I images: (I, 3, height, width), or crops of each image as (I, C, 3, height, width) or a list of
 (C, 3, height, width) or (3, height, width)."""
-Size = tuple[int, int]
-"""Width and height of an image in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,10 +397,12 @@ class PromptEncoder:
             )
 
     def reduce_pixels(
-        self, images: Images, image_sizes: Sequence[Size] | None, texts: Sequence[ImageText] | None
+        self, images: Images, image_sizes: Sequence[Size] | None, texts: Sequence[ImageText] | str | None
     ) -> list[ReducedImage]:
         """Encode and reduce pixels by the model's own reducer; see `splice`."""
         tower = self.tower
+        if isinstance(texts, str):
+            texts = [texts]  # for all images
         if isinstance(images, Tensor) and images.ndim == 4:
             pixels, counts = images, [1] * len(images)
         else:

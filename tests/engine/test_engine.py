@@ -5,7 +5,8 @@ import torch
 
 from llava.engine import transformers_engine
 from llava.engine.base import Generation
-from llava.engine.transformers_engine import TransformersEngine, buckets, pad_left
+from llava.engine.row_cache import pad_left
+from llava.engine.transformers_engine import TransformersEngine, buckets
 from llava.errors import UserError
 from tests.recorders import CallsAgain
 

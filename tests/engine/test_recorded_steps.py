@@ -74,7 +74,7 @@ def test_what_earlier_requests_left_in_memory_changes_nothing(engine, prompts, e
 def test_an_answer_goes_on_when_its_columns_are_used_up(engine, loaded, prompts):
     whole = answers(TransformersEngine(loaded[1], loaded[0]), prompts[:2], new_tokens=300)
     assert answers(engine, prompts[:2], new_tokens=300) == whole
-    assert engine.recorded._running._positions >= 2 * round_up(340, 128)
+    assert engine.recorded._running.positions >= 2 * round_up(340, 128)
 
 
 def test_long_passes_are_not_recorded(engine, recorder, loaded):

@@ -342,21 +342,18 @@ class CLIPVisionTower(nn.Module):
         if recorder is None:
             return
         self._recorded = _Recorded(
-            vision=Recordings(recorder, self._recorded_vision),
+            vision=Recordings(recorder, self.vision_tower.selected_hidden_state),
             choice=Recordings(recorder, self._choose),
-            text=Recordings(recorder, self._recorded_text),
+            text=Recordings(recorder, self._project_ids),
         )
-
-    def _recorded_vision(self, images: Tensor) -> Tensor:
-        return self.vision_tower.selected_hidden_state(images)
 
     def _embed_ids(self, ids: Tensor) -> Tensor:
         """Project the ids of one text on the host (1, L) into CLIP's joint space, (1, E)."""
         if self._recorded is not None:
             return self._recorded.text(ids)
-        return self._recorded_text(hand_over(ids, self.device))
+        return self._project_ids(hand_over(ids, self.device))
 
-    def _recorded_text(self, ids: Tensor) -> Tensor:
+    def _project_ids(self, ids: Tensor) -> Tensor:
         assert self.text_tower is not None
         return self.text_tower(ids).text_embeds
 

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from llava.errors import UserError
+from llava.mm_utils import Size
 from llava.model.multimodal_encoder.reducers.base import Signal
 from llava.model.multimodal_encoder.reducers.mmtok import content_words
+from llava.model.multimodal_encoder.token_reduction import patch_relevance
 from llava.model.splice import ImageText
 
 if TYPE_CHECKING:
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-
-Size = tuple[int, int]
-"""Width and height of an image in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class TowerImage:
     def relevance(self) -> Tensor:
         """Return TRIM's relevance, (N,)."""
         scores = self._tower.score_patches(self.patches[None], self.question().mean(dim=0, keepdim=True))
-        return scores[0].neg().softmax(dim=-1)
+        return patch_relevance(scores)[0]
 
     def _texts(self) -> list[str]:
         if self._text is None:

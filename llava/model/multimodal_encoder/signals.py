@@ -37,11 +37,12 @@ def read_signals(
         `Signal.KEYS` (B, N, D / heads), `Signal.RECEIVED_ATTENTION` (B, 2, N).
     """
     layers = encoder.vision_model.encoder.layers
-    early = max(1, round(EARLY_SHARE * (len(layers) + encoder.layers_not_built))) - 1
+    last = len(layers) - 1
+    early = min(max(1, round(EARLY_SHARE * (len(layers) + encoder.layers_not_built))) - 1, last)
     heads = encoder.config.num_attention_heads
     heard: dict[int, dict[str, Tensor]] = {}
     with ExitStack() as listening:
-        for number in _layers_of(wanted, min(early, len(layers) - 1), len(layers) - 1):
+        for number in _layers_of(wanted, early, last):
             heard[number] = {}
             attention = layers[number].self_attn
             for name in ("q_proj", "k_proj"):
@@ -54,7 +55,6 @@ def read_signals(
         projections = zip(heard[number]["q_proj"], heard[number]["k_proj"], strict=True)
         return torch.stack([function(query, key, heads) for query, key in projections])
 
-    last = len(layers) - 1
     found: dict[Signal, Tensor] = {}
     for signal in wanted:
         if signal is Signal.CLS:
@@ -64,7 +64,7 @@ def read_signals(
         elif signal is Signal.KEYS:
             found[signal] = torch.stack([mean_keys(keys, heads) for keys in heard[last]["k_proj"]])
         else:
-            both = [each(received_attention, number) for number in (min(early, last), last)]
+            both = [each(received_attention, number) for number in (early, last)]
             found[signal] = torch.stack(both, dim=1)
     return hidden, found
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llava.model.multimodal_encoder.reducers.base import cosine
-from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner, pick_determinant, question_relevance
+from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner, pick_determinant
+from llava.model.multimodal_encoder.reducers.relevance import question_relevance
 from llava.model.multimodal_encoder.token_reduction import Count
 from tests.model.reducers.golden import assert_agrees, unit_cases
 

@@ -5,7 +5,8 @@ import torch
 
 from llava.model.multimodal_encoder.reducers.base import cosine
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.eadp import EADP, dense_relevance, position_relevance, smooth
+from llava.model.multimodal_encoder.reducers.eadp import EADP, dense_relevance, position_relevance
+from llava.model.multimodal_encoder.reducers.relevance import smooth
 from llava.model.multimodal_encoder.token_reduction import Count
 from tests.model.reducers.golden import assert_agrees, unit_cases
 

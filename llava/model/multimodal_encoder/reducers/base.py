@@ -201,7 +201,7 @@ class Budgeted(Method):
     def choose(self, image: ImageInputs) -> Choice:
         """Reduce one image to what the budget says, or keep all of it where that is N or more."""
         patches = len(image.patches)
-        count = self.own_count(image) if isinstance(self.budget, Adaptive) else self.budget.of(patches)
+        count = self.own_count(image) if isinstance(self.budget, Adaptive) else self.count(patches)
         return everything(image) if count >= patches else self.reduce(image, count)
 
     def count(self, patches: int) -> int:

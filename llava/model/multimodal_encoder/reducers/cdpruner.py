@@ -16,28 +16,10 @@ import torch
 from torch import Tensor
 
 from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine
-from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
+from llava.model.multimodal_encoder.reducers.relevance import question_relevance
 
 NOISE = 5e-6
 """Gains up to this share of the largest at first are what rounding to float32 leaves of dependent patches."""
-
-
-def question_relevance(joint: Tensor, question: Tensor) -> Tensor:
-    """Scale the relevance of one image's patches to 0 ... 1, mean over pieces of the question.
-
-    The least relevant patch ends slightly above 0, the most relevant one slightly above 1; where all are
-    alike, all are 1.
-
-    Args:
-        joint: Patches in CLIP's joint space, (N, E).
-        question: Pooled pieces of the question, (M, E).
-
-    Returns:
-        float32 (N,).
-    """
-    relevance = opposition(joint, question).mean(dim=1)
-    low, high = relevance.aminmax()
-    return (relevance - low + MARGIN) / (high - low).clamp(min=MARGIN)
 
 
 @torch.no_grad()

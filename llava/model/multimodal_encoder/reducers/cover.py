@@ -9,6 +9,7 @@ Shapes: N patches, k of which stay, E width of CLIP's joint space, D width of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,9 +17,8 @@ import torch
 from torch import Tensor
 
 from llava.model.multimodal_encoder.reducers.base import Budgeted, Choice, ImageInputs, Signal, cosine
-from llava.model.multimodal_encoder.reducers.cdpruner import question_relevance
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.eadp import smooth
+from llava.model.multimodal_encoder.reducers.relevance import question_relevance, smooth
 from llava.model.multimodal_encoder.token_reduction import keep_outliers, order_and_merge
 
 
@@ -53,8 +53,8 @@ class Cover(Budgeted):
     def worth(self, image: ImageInputs) -> Tensor:
         """Weigh the patches that are to be covered: 0 to 1 by relevance, smoothed over neighbors, (N,)."""
         relevance = question_relevance(image.joint(), image.question())
-        side = round(len(relevance) ** 0.5)
-        return smooth(relevance.unflatten(0, (side, side))).flatten()
+        side = math.isqrt(len(relevance))
+        return smooth(relevance.view(side, side)).flatten()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, cosine, top
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition
+from llava.model.multimodal_encoder.reducers.relevance import MARGIN, opposition, smooth
 
 LOGIT_SCALE = 100
 POSITION_SHARE = 0.2
@@ -47,14 +46,6 @@ def position_relevance(joint: Tensor, states: Tensor) -> Tensor:
     sharpest = top(-entropy, int(POSITION_SHARE * len(states)))
     weights = (-entropy[sharpest] / (ENTROPY_TEMPERATURE + MARGIN)).softmax(dim=0)
     return weights @ relevance[sharpest]
-
-
-def smooth(scores: Tensor) -> Tensor:
-    """Blur a map with a 3 x 3 Gaussian of standard deviation 1, reflected at its border: (side, side)."""
-    bell = torch.tensor([-1.0, 0.0, 1.0], device=scores.device).square().div(-2).exp()
-    kernel = torch.outer(bell, bell) / bell.sum().square()
-    padded = F.pad(scores[None, None], (1, 1, 1, 1), mode="reflect")
-    return F.conv2d(padded, kernel[None, None])[0, 0]
 
 
 def dense_relevance(joint: Tensor, question: Tensor, states: Tensor, power: float = 1) -> Tensor:

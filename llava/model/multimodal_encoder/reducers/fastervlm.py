@@ -11,17 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llava.model.multimodal_encoder.reducers.base import Budgeted, Choice, ImageInputs, Signal, top
+from torch import Tensor
+
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, Signal, top
 
 
 @dataclass(frozen=True, slots=True)
-class FasterVLM(Budgeted):
+class FasterVLM(Selection):
     """``FasterVLM:k``: k tokens in raster order."""
 
     name: ClassVar[str] = "FasterVLM"
     paper: ClassVar[str] = "arXiv:2412.01818v1"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
 
-    def reduce(self, image: ImageInputs, count: int) -> Choice:
-        """Keep the ``count`` patches that CLS attends to most in the selected layer."""
-        return Choice(top(image.cls_attention(), count))
+    def pick(self, image: ImageInputs, count: int) -> Tensor:
+        """Return the ``count`` patches that CLS attends to most in the selected layer, (k,)."""
+        return top(image.cls_attention(), count)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import Budgeted, Choice, ImageInputs, Signal, top
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, Signal, top
 
 ALPHA = 0.1
 
@@ -56,14 +56,14 @@ def with_registers(scores: Tensor, chosen: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class HiPrune(Budgeted):
+class HiPrune(Selection):
     """``HiPrune:k``: k tokens in raster order."""
 
     name: ClassVar[str] = "HiPrune"
     paper: ClassVar[str] = "arXiv:2508.00553 (ACL 2026)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
 
-    def reduce(self, image: ImageInputs, count: int) -> Choice:
-        """Keep ``count`` patches: anchors, buffers and registers."""
+    def pick(self, image: ImageInputs, count: int) -> Tensor:
+        """Return ``count`` patches, (k,): anchors, buffers and registers."""
         middle, last = image.received_attention()
-        return Choice(with_registers(last, anchors_and_buffers(middle, count), count))
+        return with_registers(last, anchors_and_buffers(middle, count), count)

@@ -73,12 +73,12 @@ def parse_reduction(text: str | None) -> Reducer:
 
 def signals_of(reducers: Iterable[Reducer]) -> frozenset[Signal]:
     """Return what the vision encoder has to give up beside its patches for any of these."""
-    return frozenset().union(*(getattr(reducer, "reads", ()) for reducer in reducers))
+    return frozenset().union(*(one.reads for one in reducers if isinstance(one, Method)))
 
 
 def reads_question(reducer: Reducer) -> bool:
     """Tell whether a reducer looks at the question, through CLIP or through the language model's words."""
-    return reducer.needs_question or getattr(reducer, "needs_words", False)
+    return reducer.needs_question or (isinstance(reducer, Method) and reducer.needs_words)
 
 
 def describe() -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import Budgeted, Choice, ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, Selection, Signal, cosine
 
 IMPORTANT_RATIO = 0.5
 REMOVED_PER_ROUND = 8
@@ -65,14 +65,13 @@ def important_and_diverse(
 
 
 @dataclass(frozen=True, slots=True)
-class VisPruner(Budgeted):
+class VisPruner(Selection):
     """``VisPruner:k``: k tokens in raster order."""
 
     name: ClassVar[str] = "VisPruner"
     paper: ClassVar[str] = "arXiv:2412.01818v3 (ICCV 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
 
-    def reduce(self, image: ImageInputs, count: int) -> Choice:
-        """Keep ``count`` patches, the half of which is important and the other half diverse."""
-        parts = important_and_diverse(image.cls_attention(), image.patches, count)
-        return Choice(torch.cat(parts).sort().values)
+    def pick(self, image: ImageInputs, count: int) -> Tensor:
+        """Return ``count`` patches, (k,), the half of which is important and the other half diverse."""
+        return torch.cat(important_and_diverse(image.cls_attention(), image.patches, count))
