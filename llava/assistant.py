@@ -459,16 +459,25 @@ class Assistant:
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
         return wrap_image_tokens(text, template, uses_start_end)
 
-    def _read_images(self, jobs: Sequence[_Job]) -> dict[Hashable, _ReadImage]:
+    def _prepare_reducers(self, jobs: Sequence[_Job]) -> None:
+        """Load what the reducers of jobs need; a job whose reducer this tower cannot serve fails."""
+        for job in jobs:
+            try:
+                if job.prompt is not None and job.prompt.images:
+                    self.encoder.tower.prepare(job.prompt.reducer)
+            except UserError as error:
+                job.fail(error)
+
+    def _read_images(self, jobs: Sequence[_Job], wanted: frozenset[Signal]) -> dict[Hashable, _ReadImage]:
         """Read the images of jobs, each once; a job of which one cannot be read fails.
 
         Returns:
             By the `_source_key` of their sources.
         """
-        asking = [(job, job.prompt) for job in jobs if job.prompt is not None]
+        asking = [(job, job.prompt) for job in jobs if job.prompt is not None and job.result is None]
         sources = {_source_key(source): source for _, prompt in asking for source in prompt.images}
         # Decoding and resizing are done outside of Python, so threads do several at once.
-        read = partial(self._read_image, wanted=_signals(jobs))
+        read = partial(self._read_image, wanted=wanted)
         with ThreadPoolExecutor(min(len(sources), IMAGES_AT_ONCE) or 1) as pool:
             found = dict(zip(sources, pool.map(read, sources.values()), strict=True))
         for job, prompt in asking:
@@ -476,8 +485,6 @@ class Assistant:
                 for source in prompt.images:
                     if isinstance(error := found[_source_key(source)], UserError):
                         raise error
-                if prompt.images:
-                    self.encoder.tower.prepare(prompt.reducer)
             except UserError as error:
                 job.fail(error)
         return {key: image for key, image in found.items() if isinstance(image, _ReadImage)}
@@ -531,8 +538,10 @@ class Assistant:
     def _encode(self, jobs: Sequence[_Job]) -> None:
         """Encode the images of jobs, each once, and reduce them for each job's question."""
         watch = Stopwatch(self.encoder.device)
-        read = self._read_images(jobs)
-        encoded = self._encode_images(read.values(), _signals(jobs))
+        self._prepare_reducers(jobs)
+        wanted = signals_of(job.prompt.reducer for job in jobs if job.prompt and job.result is None)
+        read = self._read_images(jobs, wanted)
+        encoded = self._encode_images(read.values(), wanted)
         asking = [job for job in jobs if job.result is None and job.prompt and job.prompt.images]
         vision_ms = watch.lap()
         own = [
@@ -700,8 +709,3 @@ def bundled_checkpoint() -> Path:
             "checkpoint such as liuhaotian/llava-v1.5-7b"
         )
     return SHAPES_CHECKPOINT
-
-
-def _signals(jobs: Iterable[_Job]) -> frozenset[Signal]:
-    """Return what the reducers of jobs want of the vision encoder beside patches."""
-    return signals_of(job.prompt.reducer for job in jobs if job.prompt is not None)
