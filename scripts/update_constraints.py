@@ -5,7 +5,7 @@ and for vLLM's environment, after ``scripts/test_vllm.sh --newest``, by ``.venv-
 scripts/update_constraints.py constraints-vllm.txt``.
 """
 
-import sys
+import argparse
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def constraints() -> list[str]:
 
 def main() -> None:
     """Write the file."""
-    target = FOLDER / (sys.argv[1] if len(sys.argv) > 1 else "constraints.txt")
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("name", nargs="?", default="constraints.txt", help="of a file beside this one")
+    target = FOLDER / parser.parse_args().name
     target.write_text(HEADER + "\n".join(constraints()) + "\n", encoding="utf-8")
     print(f"{target}: {len(constraints())} versions")
 

@@ -49,12 +49,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         help="folder of the checkpoints (default: WORK/checkpoints)",
     )
+    parser.add_argument(
+        "--reduction",
+        default="TRIM:-1",
+        metavar="SETTING",
+        help="what the language model is trained with; another than TRIM:-1 makes a checkpoint of that name, "
+        "such as llava-shapes-none, beside it (default: TRIM:-1)",
+    )
     arguments = parser.parse_args(argv)
     # Only now: these take seconds, and --help needs none of them.
     import torch
 
+    from llava.model.multimodal_encoder.reducers.registry import parse_reduction
     from playground.shapes.plan import plan
 
+    reduction = str(parse_reduction(arguments.reduction))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     work = (arguments.work or HERE / "build" / arguments.preset).resolve()
     output = (arguments.output or work / "checkpoints").resolve()
@@ -62,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {work} could not be made: {error.strerror}") from error
-    build(plan(PRESETS[arguments.preset], work, output))
+    build(plan(PRESETS[arguments.preset], work, output, reduction))
     print(f"checkpoints in {output}", flush=True)
 
 

@@ -16,6 +16,7 @@ from playground.shapes.text_pretraining import pretrain_text
 from playground.shapes.train_clip import train_clip
 
 CLIP, LLAVA = "clip-shapes", "llava-shapes"
+REDUCTION = "TRIM:-1"
 # What a checkpoint folder needs for use; the rest (optimizer, logs) stays in the build's folder.
 SHIPPED = (
     "config.json",
@@ -41,16 +42,18 @@ class Step:
     run: Callable[[], None]
 
 
-def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
+def plan(preset: Preset, work: Path, output: Path, reduction: str = REDUCTION) -> list[Step]:
     """The steps of a build, in order.
 
     Args:
         preset: Sizes.
         work: Folder of everything in between.
         output: Receives the two checkpoints.
+        reduction: What the language model is trained with.
     """
     pictures, clip, llama = work / "pictures", work / CLIP, work / "llama"
-    stage1, stage2 = work / "stage1", work / "stage2"
+    suffix = "" if reduction == REDUCTION else f"-{reduction.replace(':', '-')}"
+    stage1, stage2 = work / f"stage1{suffix}", work / f"stage2{suffix}"
     captions, questions = work / "stage1.json", work / "stage2.json"
     projector = stage1 / "mm_projector.bin"
 
@@ -69,21 +72,21 @@ def plan(preset: Preset, work: Path, output: Path) -> list[Step]:
         Step("text pretraining", llama, lambda: pretrain_text(preset, llama)),
         Step("captions", captions, write_captions),
         Step("questions", questions, write_questions),
-        Step("stage 1", stage1, lambda: run_stage1(work, stage1)),
-        Step("stage 2", stage2, lambda: run_stage2(work, projector, preset.stage2_batch, stage2)),
-        Step("checkpoints", None, lambda: ship(clip, stage2, output)),
+        Step("stage 1", stage1, lambda: run_stage1(work, reduction, stage1)),
+        Step("stage 2", stage2, lambda: run_stage2(work, reduction, projector, preset.stage2_batch, stage2)),
+        Step("checkpoints", None, lambda: ship(clip, stage2, output, LLAVA + suffix)),
     ]
 
 
-def ship(clip: Path, stage2: Path, output: Path) -> None:
-    """Copy both checkpoints to where they are used from, in half precision, CLIP's weights only once."""
+def ship(clip: Path, stage2: Path, output: Path, name: str) -> None:
+    """Copy CLIP and a LLaVA to where they are used from, in half precision, CLIP's weights only once."""
     output.mkdir(parents=True, exist_ok=True)
     shutil.copytree(clip, output / CLIP, dirs_exist_ok=True)
-    folder = output / LLAVA
+    folder = output / name
     folder.mkdir(exist_ok=True)
-    for name in SHIPPED:
-        if (stage2 / name).exists():
-            shutil.copy(stage2 / name, folder / name)
+    for file_name in SHIPPED:
+        if (stage2 / file_name).exists():
+            shutil.copy(stage2 / file_name, folder / file_name)
     config = json.loads((stage2 / "config.json").read_text())
     # Beside the checkpoint, wherever both are moved to.
     config |= {"mm_vision_tower": CLIP, "torch_dtype": "float16", "use_cache": True}
@@ -91,7 +94,7 @@ def ship(clip: Path, stage2: Path, output: Path) -> None:
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = load_file(stage2 / "model.safetensors")
-    own = {name: weight.half() for name, weight in weights.items() if "vision_tower" not in name}
+    own = {key: weight.half() for key, weight in weights.items() if "vision_tower" not in key}
     unfinished = folder / "unfinished"
     save_file(own, unfinished, metadata={"format": "pt"})
     unfinished.rename(folder / "model.safetensors")

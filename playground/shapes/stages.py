@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-REDUCTION = "TRIM:-1"
 
 # What both stages share; names and meaning are LLaVA's.
 COMMON: dict[str, object] = {
@@ -14,7 +13,6 @@ COMMON: dict[str, object] = {
     "mm_vision_select_layer": -2,
     "mm_use_im_start_end": False,
     "mm_use_im_patch_token": False,
-    "mm_vision_token_reduce_func": REDUCTION,
     "image_aspect_ratio": "pad",
     "num_train_epochs": 1,
     "weight_decay": 0.0,
@@ -30,15 +28,17 @@ COMMON: dict[str, object] = {
 }
 
 
-def run_stage1(work: Path, output: Path) -> None:
+def run_stage1(work: Path, reduction: str, output: Path) -> None:
     """Train the projector alone on captions.
 
     Args:
         work: The build's folder, with ``llama``, ``clip-shapes``, ``pictures`` and ``stage1.json``.
+        reduction: What the reducer is set to; ``none`` for none.
         output: Receives ``mm_projector.bin``; exists afterwards only if complete.
     """
     own = {
         "version": "plain",
+        "mm_vision_token_reduce_func": reduction,
         "data_path": work / "stage1.json",
         "tune_mm_mlp_adapter": True,
         "per_device_train_batch_size": 32,
@@ -48,17 +48,19 @@ def run_stage1(work: Path, output: Path) -> None:
     _train(work, output, own)
 
 
-def run_stage2(work: Path, projector: Path, batch: int, output: Path) -> None:
+def run_stage2(work: Path, reduction: str, projector: Path, batch: int, output: Path) -> None:
     """Train projector and language model on questions.
 
     Args:
         work: The build's folder, with ``llama``, ``clip-shapes``, ``pictures`` and ``stage2.json``.
+        reduction: As in stage 1.
         projector: What stage 1 wrote.
         batch: Samples per step.
         output: Receives the checkpoint; exists afterwards only if complete.
     """
     own = {
         "version": "v1",
+        "mm_vision_token_reduce_func": reduction,
         "data_path": work / "stage2.json",
         "pretrain_mm_mlp_adapter": projector,
         "per_device_train_batch_size": batch,
