@@ -15,10 +15,15 @@ import gradio as gr
 from llava.conversation import conv_templates
 from llava.engine.base import Generation
 from llava.errors import UserError
+from llava.model.multimodal_encoder.reducers.registry import METHODS
 from llava.serve.demo_session import Demo, Settings, View
 from llava.serve.worker_session import WorkerDemo
 
-REDUCTIONS = ("TRIM:-1", "none", "TRIM:0.25", "TRIM:64", "Random:-1", "Pool:64")
+# What the page offers beside the model's own setting; of methods with a rule of their own, that rule.
+REDUCTIONS = (
+    *("TRIM:-1", "none", "TRIM:0.25", "TRIM:64", "Random:-1", "Pool:64"),
+    *(f"{name}:{-1 if method.adaptive else 64}" for name, method in METHODS.items()),
+)
 INTRODUCTION = """# LLaVA-1.5 with TRIM
 
 TRIM reads the question first and keeps the image patches that stand out for it; the others become one token.

@@ -9,6 +9,7 @@ from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.messages import Cost
 from llava.serve.conversation_log import ConversationLog
+from llava.serve.demo_page import REDUCTIONS
 from llava.serve.demo_session import Demo, Settings, _describe_time, _describe_tokens
 from tests.conftest import count_encodings
 
@@ -50,6 +51,14 @@ def test_an_answer_comes_with_what_the_model_saw(demo):
 def test_a_question_is_shown_before_its_answer(demo):
     _, view = next(demo.ask(None, "What color is the star?", SHAPES, settings()))
     assert view.history[0]["content"] == "What color is the star?"
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_every_reduction_that_the_page_offers_answers(reduction, demo):
+    _, view = last(demo.ask(None, "What color is the star?", SHAPES, settings(reduction)))
+    assert view.error == ""
+    assert view.answer
+    assert view.kept.size == (448, 448)
 
 
 def test_the_reduction_changes_between_turns_and_the_image_is_encoded_once(demo, monkeypatch):

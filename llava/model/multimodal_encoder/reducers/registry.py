@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llava.errors import UserError, shown
-from llava.model.multimodal_encoder.reducers.base import Method, Signal
+from llava.model.multimodal_encoder.reducers.base import Budgeted, Method, Signal
 from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
 from llava.model.multimodal_encoder.reducers.cover import Cover, CoverSalient
 from llava.model.multimodal_encoder.reducers.divprune import DivPrune
@@ -20,7 +20,7 @@ from llava.model.multimodal_encoder.reducers.visionzip import VisionZip
 from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Pool, Random, Reducer, Trim
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Budgeted]] = {
     method.name: method
     for method in (
         VisionZip,
