@@ -1,4 +1,4 @@
-"""``llava compare``: every method at every budget, on the same held-out questions."""
+"""``llava compare``: every method at every budget, on the same questions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import logging
 from pathlib import Path
 
 from llava.errors import UserError
-from llava.options import add_model_options, load_assistant, positive
-from llava.utils import setup_logging
+from llava.eval.command import load_for
+from llava.options import add_engine_options, add_model_options, name_of_model, positive
+from llava.utils import printable, setup_logging
 
 BUDGETS = (16, 32, 64, 128, 192)
-QUESTIONS, BATCH_SIZE = 800, 32
 RESULTS = Path("results/compare")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``llava compare``."""
+    from llava.eval.data_check import DATA
+
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--methods", nargs="+", metavar="NAME", help="default: all that `llava reducers` lists"
@@ -32,22 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--also", nargs="+", default=[], metavar="SPEC", help="further settings, such as TRIM:-1"
     )
     group.add_argument(
+        "--on",
+        nargs="+",
+        default=["shapes"],
+        metavar="BENCHMARK",
+        help="shapes, or benchmarks that `llava eval list` names (default: shapes)",
+    )
+    group.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
+    group.add_argument(
         "--questions",
         type=positive,
-        default=QUESTIONS,
         metavar="N",
-        help=f"held-out questions (default: {QUESTIONS})",
+        help="ask the first N of each (default: 800 about shapes, all of a benchmark)",
     )
-    group.add_argument(
-        "--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help=f"default: {BATCH_SIZE}"
-    )
+    group.add_argument("--batch-size", type=positive, metavar="B", help="default: by the free memory")
     group.add_argument(
         "--out",
         type=Path,
         default=RESULTS,
-        help=f"gets the outcome of each setting, and the tables (default: {RESULTS})",
+        help=f"gets answers and tables; run again to go on (default: {RESULTS})",
     )
     add_model_options(parser, with_reduction=False)
+    add_engine_options(parser)
 
 
 def _budgets(text: str) -> tuple[int, ...]:
@@ -69,30 +77,48 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a method is not known, or the model or the questions cannot be had.
     """
-    from llava.compare.asking import run_settings, shapes_questions
-    from llava.compare.tables import as_csv, as_markdown, draw
+    from llava.compare.asking import Outcome, answers_file, ask_with
+    from llava.compare.subjects import load_subjects
+    from llava.compare.tables import describe_average, write_tables
     from llava.eval.files import explaining_writes, write_text
-    from llava.eval.provenance import code_digest, digest_of, settings_of
+    from llava.eval.processes import launched_processes
+    from llava.eval.runner import Plan
 
     setup_logging(logging.WARNING)
     settings = chosen_settings(options)
-    questions = shapes_questions(options.questions)
+    subjects = load_subjects(options.on, options.data, options.questions)
     with explaining_writes(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    assistant = load_assistant(options)
-    asked = digest_of([[one.text, one.answer] for one in questions])
-    place = {"device": str(assistant.encoder.device), "code": code_digest(), "questions": asked}
-    key = {name: value for name, value in settings_of(assistant).items() if name != "reduction"} | place
-    outcomes = []
-    for outcome in run_settings(assistant, settings, questions, options.out, key, options.batch_size):
-        shown = outcome.error or f"{100 * outcome.accuracy:.1f}% at {outcome.mean_tokens:.1f} tokens"
-        print(f"{outcome.setting}: {shown}", flush=True)
-        outcomes.append(outcome)
-    table = as_markdown(outcomes)
-    write_text(options.out / "comparison.md", table + "\n")
-    write_text(options.out / "comparison.csv", as_csv(outcomes))
-    drawn = draw(outcomes, options.out / "comparison.png")
-    print(f"\n{table}\n\nwritten: {options.out / 'comparison'}.md, .csv" + " and .png" * drawn)
+    with launched_processes() as processes:
+        assistant = load_for(options, processes)
+        found: dict[str, list[Outcome]] = {subject.name: [] for subject in subjects}
+        for subject in subjects:
+            for setting in settings:
+                plan = Plan(
+                    label=f"{subject.name} {setting}",
+                    answers_file=answers_file(options.out / subject.name, setting),
+                    model_id=name_of_model(options.model_path),
+                    template=options.conv_mode or subject.benchmark.template,
+                    generation=subject.benchmark.generation,
+                    batch_size=options.batch_size,
+                    limit=subject.limit,
+                    option="--out",
+                    reduction=setting,
+                )
+                outcome = ask_with(setting, assistant, subject, plan, processes)
+                if outcome is not None:
+                    found[subject.name].append(outcome)
+    if not processes.is_first:
+        return
+    texts = [
+        write_tables(subject.benchmark, found[subject.name], options.out / subject.name)
+        for subject in subjects
+    ]
+    if len(subjects) > 1:
+        texts.append(describe_average([(subject.benchmark, found[subject.name]) for subject in subjects]))
+    text = "\n\n".join(texts)
+    write_text(options.out / "comparison.md", text + "\n")
+    print(printable(f"{text}\n\nwritten: {options.out / 'comparison.md'}, and CSV and curves beside it"))
 
 
 def chosen_settings(options: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""What came of a comparison: Markdown, CSV, and a curve of accuracy over visual tokens."""
+"""What came of a comparison: Markdown, CSV, and a curve of the score over visual tokens."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.compare.asking import Outcome
-from llava.eval.benchmark import Mark
+from llava.eval.benchmark import Benchmark
 from llava.eval.evaluate import histogram
 from llava.eval.figures import draw_png
+from llava.eval.files import write_text
 from llava.eval.intervals import Estimate, estimate, paired_difference
 from llava.markdown import markdown_table
 
@@ -23,106 +25,173 @@ if TYPE_CHECKING:
 BASELINE, REFERENCE = "none", "TRIM"
 NOTHING = "-"
 MARKERS = "osD^v*P"
+KEPT = "kept of what is asked about"
+OPTIONAL = (KEPT,)
+# Of a benchmark with more metrics beside its headline (POPE, MME), the headline alone is shown.
+MOST_METRICS = 8
 
 
-def _percent(marks: Sequence[Mark]) -> float:
-    return 100 * fmean(mark.points for mark in marks)
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All settings on one benchmark.
+
+    Attributes:
+        benchmark: How marks become scores.
+        outcomes: Of the settings.
+    """
+
+    benchmark: Benchmark
+    outcomes: Sequence[Outcome]
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return a line per setting: score with its interval, paired differences, tokens and times."""
+        met = {outcome.setting: outcome for outcome in self.outcomes if outcome.error is None}
+        metrics = [list(self.benchmark.metrics(outcome.marks)) for outcome in met.values()]
+        headline, *others = metrics[0] if metrics else ["score"]
+        others = others if len(others) <= MOST_METRICS else []
+        rows = [self._row(outcome, met, headline, others) for outcome in self.outcomes]
+        empty = [name for name in OPTIONAL if all(row[name] == NOTHING for row in rows)]
+        return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
+
+    def _row(
+        self, outcome: Outcome, met: dict[str, Outcome], headline: str, others: Sequence[str]
+    ) -> dict[str, str]:
+        """Return the cells of one setting; what it is compared with has the same questions."""
+        columns = ["visual tokens", headline, f"less {BASELINE}", f"less {REFERENCE}", *others]
+        columns += [KEPT, "histogram", "reduction ms", "prefill ms", "answer ms"]
+        if outcome.error is not None:
+            return {"setting": outcome.setting, **dict.fromkeys(columns, NOTHING), headline: outcome.error}
+        budget = outcome.setting.partition(":")[2]
+        metrics = self.benchmark.metrics(outcome.marks)
+        kept = NOTHING if outcome.about_kept is None else f"{100 * outcome.about_kept:.1f}"
+        failed = f", {outcome.failures} failed" * (outcome.failures > 0)
+        cells = [
+            f"{outcome.mean_tokens:.1f}",
+            _interval(self.score(outcome)) + failed,
+            *(self._difference(outcome, met.get(other)) for other in (BASELINE, f"{REFERENCE}:{budget}")),
+            *(f"{metrics[name]:.1f}" for name in others),
+            *(kept, _bars(outcome.visual_tokens)),
+            *(f"{outcome.milliseconds[stage]:.1f}" for stage in ("reduction_ms", "prefill_ms", "total_ms")),
+        ]
+        return {"setting": outcome.setting, **dict(zip(columns, cells, strict=True))}
+
+    def score(self, outcome: Outcome) -> Estimate:
+        """Return the headline with its interval."""
+        return estimate(outcome.marks, self.benchmark.headline, self.benchmark.best)
+
+    def _difference(self, outcome: Outcome, other: Outcome | None) -> str:
+        """Return the paired difference to another setting; a star says that its interval leaves out 0."""
+        if other is None or other.setting == outcome.setting:
+            return NOTHING
+        found = paired_difference(other.marks, outcome.marks, self.benchmark.headline)
+        star = "*" if found.low > 0 or found.high < 0 else ""
+        return f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}){star}"
+
+    def as_markdown(self) -> str:
+        """Return the table under the benchmark's title."""
+        lines = self.rows()
+        header = list(lines[0])
+        table = markdown_table(header, [[line[name] for name in header] for line in lines])
+        return f"### {self.benchmark.title}\n\n{table}"
+
+    def as_csv(self) -> str:
+        """Return the same as CSV."""
+        lines = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def draw(self, path: Path) -> bool:
+        """Draw the score over visual tokens, a line per method; tell whether matplotlib is there to do it."""
+        return draw_png(path, self._fill, figsize=(8, 5))
+
+    def _fill(self, figure: Figure) -> None:
+        from matplotlib import colormaps
+
+        axes = figure.subplots()
+        lines: dict[str, list[Outcome]] = defaultdict(list)
+        for outcome in self.outcomes:
+            if outcome.error is None:
+                lines[outcome.setting.partition(":")[0]].append(outcome)
+        for number, (method, own) in enumerate(lines.items()):
+            color, marker = colormaps["tab20"](number % 20), MARKERS[number % len(MARKERS)]
+            own.sort(key=lambda outcome: outcome.mean_tokens)
+            scores = [self.score(outcome) for outcome in own]
+            tokens = [outcome.mean_tokens for outcome in own]
+            axes.plot(tokens, [score.value for score in scores], marker=marker, color=color, label=method)
+            low, high = [score.low for score in scores], [score.high for score in scores]
+            axes.fill_between(tokens, low, high, alpha=0.1, color=color)
+        axes.set_xlabel("visual tokens of an image, on average")
+        axes.set_ylabel(self.benchmark.title)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.legend(fontsize="small", ncols=2)
 
 
-def marks_of(outcome: Outcome) -> list[Mark]:
-    """Return the marks of an outcome; every question is about a picture of its own."""
-    return [Mark(str(number), points) for number, points in enumerate(outcome.points)]
+def write_tables(benchmark: Benchmark, outcomes: Sequence[Outcome], folder: Path) -> str:
+    """Write CSV and curve beside a folder of answers.
+
+    Returns:
+        The table in Markdown.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    table = Table(benchmark, outcomes)
+    write_text(folder.with_name(f"{folder.name}.csv"), table.as_csv())
+    table.draw(folder.with_name(f"{folder.name}.png"))
+    return table.as_markdown()
 
 
-def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """Return a line per setting: accuracy with its interval, paired differences, tokens and times."""
-    by_setting = {outcome.setting: outcome for outcome in outcomes if outcome.error is None}
-    kinds = sorted({kind for outcome in outcomes for kind in outcome.kinds})
-    return [_row(outcome, by_setting, kinds) for outcome in outcomes]
+def describe_average(tables: Sequence[tuple[Benchmark, Sequence[Outcome]]]) -> str:
+    """Return all benchmarks in one table: scores, and their mean relative to no reduction in percent.
 
+    A benchmark on which no reduction scores 0 does not enter the mean, and a setting that cannot be met on
+    one of the others has none.
 
-def _row(outcome: Outcome, others: dict[str, Outcome], kinds: Sequence[str]) -> dict[str, str]:
-    """Return the cells of one setting; what it is compared with has the same questions."""
-    columns = ["visual tokens", "accuracy", f"less {BASELINE}", f"less {REFERENCE}", *kinds]
-    columns += ["histogram", "reduction ms", "prefill ms"]
-    if outcome.error is not None:
-        return {"setting": outcome.setting, **dict.fromkeys(columns, NOTHING), "accuracy": outcome.error}
-    score = estimate(marks_of(outcome), _percent, 100)
-    budget = outcome.setting.partition(":")[2]
-    cells = [f"{outcome.mean_tokens:.1f}", _interval(score)]
-    for other in (BASELINE, f"{REFERENCE}:{budget}"):
-        cells.append(_difference(outcome, others.get(other)))
-    right: dict[str, list[int]] = defaultdict(list)
-    for kind, points in zip(outcome.kinds, outcome.points, strict=True):
-        right[kind].append(points)
-    cells += [f"{100 * fmean(right[kind]):.1f}" for kind in kinds]
-    cells += [_bars(outcome.visual_tokens), f"{outcome.reduction_ms:.1f}", f"{outcome.prefill_ms:.1f}"]
-    return {"setting": outcome.setting, **dict(zip(columns, cells, strict=True))}
+    Args:
+        tables: Benchmarks with the outcomes of the same settings in the same order.
+    """
+    lines = []
+    # The first setting is no reduction, which nothing keeps from being met.
+    wholes = [benchmark.headline(outcomes[0].marks) for benchmark, outcomes in tables]
+    for of_setting in zip(*(outcomes for _, outcomes in tables), strict=True):
+        scores = [
+            None if outcome.error is not None else benchmark.headline(outcome.marks)
+            for (benchmark, _), outcome in zip(tables, of_setting, strict=True)
+        ]
+        shares = [
+            None if score is None else score / whole
+            for score, whole in zip(scores, wholes, strict=True)
+            if whole
+        ]
+        known = [share for share in shares if share is not None]
+        tokens = [outcome.mean_tokens for outcome in of_setting if outcome.error is None]
+        lines.append(
+            [
+                of_setting[0].setting,
+                f"{fmean(tokens):.1f}" if tokens else NOTHING,
+                *(NOTHING if score is None else f"{score:.1f}" for score in scores),
+                f"{100 * fmean(known):.1f}" if known and len(known) == len(shares) else NOTHING,
+            ]
+        )
+    header = ["setting", "visual tokens", *(benchmark.title for benchmark, _ in tables)]
+    return f"### All\n\n{markdown_table([*header, f'% of {BASELINE}'], lines)}"
 
 
 def _interval(score: Estimate) -> str:
     return f"{score.value:.1f} ({score.low:.1f} to {score.high:.1f})"
 
 
-def _difference(outcome: Outcome, other: Outcome | None) -> str:
-    """Return the paired difference to another setting; a star says that its interval leaves out 0."""
-    if other is None or other.setting == outcome.setting:
-        return NOTHING
-    found = paired_difference(marks_of(other), marks_of(outcome), _percent)
-    star = "*" if found.low > 0 or found.high < 0 else ""
-    return f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}){star}"
-
-
 def _bars(counts: Sequence[int]) -> str:
     """Draw how the numbers of tokens are spread, from the fewest to the most."""
     bins = histogram(counts)
+    if not bins:
+        return NOTHING
     if len(bins) == 1:
         return str(counts[0])
     most = max(one["questions"] for one in bins)
     bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * one["questions"] // most)] for one in bins)
     return f"{min(counts)} {bars} {max(counts)}"
-
-
-def as_markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return the table."""
-    lines = rows(outcomes)
-    header = list(lines[0])
-    return markdown_table(header, [[line[name] for name in header] for line in lines])
-
-
-def as_csv(outcomes: Sequence[Outcome]) -> str:
-    """Return the same as CSV."""
-    lines = rows(outcomes)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
-    """Draw accuracy over visual tokens, a line per method; tell whether matplotlib is there to do it."""
-
-    def fill(figure: Figure) -> None:
-        from matplotlib import colormaps
-
-        axes = figure.subplots()
-        lines: dict[str, list[Outcome]] = defaultdict(list)
-        for outcome in outcomes:
-            if outcome.error is None:
-                lines[outcome.setting.partition(":")[0]].append(outcome)
-        for number, (method, own) in enumerate(lines.items()):
-            color, marker = colormaps["tab20"](number % 20), MARKERS[number % len(MARKERS)]
-            own.sort(key=lambda outcome: outcome.mean_tokens)
-            scores = [estimate(marks_of(outcome), _percent, 100) for outcome in own]
-            tokens = [outcome.mean_tokens for outcome in own]
-            axes.plot(tokens, [score.value for score in scores], marker=marker, color=color, label=method)
-            low, high = [score.low for score in scores], [score.high for score in scores]
-            axes.fill_between(tokens, low, high, alpha=0.1, color=color)
-        axes.set_xlabel("visual tokens of an image, on average")
-        axes.set_ylabel("right answers, %")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.legend(fontsize="small", ncols=2)
-
-    return draw_png(path, fill, figsize=(8, 5))

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llava.engine.base import Generation
 from llava.messages import ImageSource
 
@@ -33,6 +36,8 @@ class Question:
         group: A part of the benchmark that is scored by itself, such as a category.
         target: What the scorer compares with, of the benchmark's own kind; None where it is not public.
         extra: Further keys of LLaVA's answer record.
+        about: Tells, when called, which patches of the image show what is asked about, bool (rows, columns);
+            None where that is not known.
     """
 
     id: str | int
@@ -44,6 +49,7 @@ class Question:
     group: str = ""
     target: Any = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    about: Callable[[], NDArray[np.bool_]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     choices = _read_choices(options)
     failed = False
     with launched_processes() as processes:
-        assistant = _load(options, processes)
+        assistant = load_for(options, processes)
         for benchmark in chosen:
             try:
                 result = evaluate(benchmark, assistant, choices, processes)
@@ -220,7 +220,7 @@ def default_id(model_path: str | None, token_reduction: str | None) -> str:
     return re.sub(r"[^\w.-]+", "_", name if token_reduction is None else f"{name}-{token_reduction}")
 
 
-def _load(options: argparse.Namespace, processes: Processes) -> Assistant:
+def load_for(options: argparse.Namespace, processes: Processes) -> Assistant:
     """Load the model, on the device of this process where there are several."""
     if processes.count > 1 and options.engine == "vllm":
         raise UserError(

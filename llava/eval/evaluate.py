@@ -125,7 +125,7 @@ def evaluate(
         path.touch()  # it is of this run too
         return judged
     reviews = _judge(benchmark, asked.responses, folder, choices)
-    marks = list(reviews.marks) if isinstance(reviews, Reviews) else _marks(benchmark, asked.responses)
+    marks = list(reviews.marks) if isinstance(reviews, Reviews) else marks_of(benchmark, asked.responses)
     counts = describe_questions(asked.responses, len(questions))
     have_all_failed = counts["failures"] == counts["questions"]
     result = {
@@ -243,7 +243,7 @@ def histogram(counts: Sequence[int]) -> list[JsonObject]:
     ]
 
 
-def _marks(benchmark: Benchmark, responses: Sequence[Response]) -> list[Mark]:
+def marks_of(benchmark: Benchmark, responses: Sequence[Response]) -> list[Mark]:
     """Score responses to questions whose answers are public."""
     if benchmark.mark is None:
         return []

@@ -32,6 +32,8 @@ class Entry:
         text: The answer; empty if there is none.
         error: Why there is none.
         cost: Of the answer.
+        about_kept: Share of the patches that show what was asked about that the reducer kept, where it is
+            known which do.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Entry:
     text: str
     error: str | None = None
     cost: Cost | None = None
+    about_kept: float | None = None
 
     def line(self) -> str:
         """Return the entry as one line of JSON."""
@@ -47,6 +50,7 @@ class Entry:
             {
                 **{"index": self.index, "question": self.question, "text": self.text},
                 **{"error": self.error, "cost": cost},
+                **({} if self.about_kept is None else {"about_kept": self.about_kept}),
             }
         )
 
@@ -180,7 +184,8 @@ def _read(line: bytes, path: Path, number: int) -> Entry | None:
     try:
         item = json.loads(line)
         cost = item["cost"] and Cost(**item["cost"])
-        return Entry(int(item["index"]), str(item["question"]), str(item["text"]), item["error"], cost)
+        texts = str(item["question"]), str(item["text"])
+        return Entry(int(item["index"]), *texts, item["error"], cost, item.get("about_kept"))
     except (ValueError, KeyError, TypeError):
         logger.warning("%s, line %d is damaged; its question is asked again", path, number)
         return None

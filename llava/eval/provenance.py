@@ -18,6 +18,7 @@ from llava import __version__
 from llava.assistant import Assistant
 from llava.eval.benchmark import Question
 from llava.messages import ImageSource
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
 PACKAGE = Path(__file__).parents[1]
 # What turns a request into an answer; servers, training and reports can change without changing any.
@@ -53,11 +54,17 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def settings_of(assistant: Assistant) -> dict[str, Any]:
-    """Return all of a loaded model that decides what its answers are."""
+def settings_of(assistant: Assistant, reduction: str | None = None) -> dict[str, Any]:
+    """Return all of a loaded model that decides what its answers are.
+
+    Args:
+        assistant: Has the model.
+        reduction: Setting of the reducer instead of its own.
+    """
     model, tower = assistant.model, assistant.model.get_vision_tower()
+    reducer = assistant.encoder.reducer if reduction is None else parse_reduction(reduction)
     text_encoder = None
-    if tower is not None and assistant.encoder.reducer.needs_question:
+    if tower is not None and reducer.needs_question:
         tower.load_text_encoder()
         assert tower.text_tower is not None
         text_encoder = weights_digest(tower.text_tower)
@@ -70,7 +77,7 @@ def settings_of(assistant: Assistant) -> dict[str, Any]:
         "tokenizer": _tokenizer_digest(assistant),
         "quantization": str(getattr(model, "quantization_method", None)),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "reduction": str(assistant.encoder.reducer),
+        "reduction": str(reducer),
         **assistant.engine.settings,
     }
 

@@ -53,6 +53,7 @@ class Plan:
         batch_size: Questions answered together; chosen by the free memory if missing.
         limit: Ask only as many, the first ones.
         option: What on the command line would name another answers file.
+        reduction: Setting of the reducer instead of the one that the assistant was loaded with.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Plan:
     batch_size: int | None = None
     limit: int | None = None
     option: str = "--answers-file"
+    reduction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,12 @@ def request_for(question: Question, plan: Plan) -> Request:
     text = question.text.replace(DEFAULT_IMAGE_TOKEN, "")
     images = () if question.image is None else (question.image,)
     return Request.ask(
-        text, *images, clip_text=question.clip_text, template=plan.template, generation=plan.generation
+        text,
+        *images,
+        clip_text=question.clip_text,
+        template=plan.template,
+        generation=plan.generation,
+        token_reduction=plan.reduction,
     )
 
 
@@ -180,7 +187,7 @@ def short_id(*parts: object) -> str:
 def _settings(assistant: Assistant, plan: Plan) -> dict[str, Any]:
     """Return all that decides what the answers are; two runs with the same settings share them."""
     return {
-        **settings_of(assistant),
+        **settings_of(assistant, plan.reduction),
         "template": plan.template,
         "generation": asdict(plan.generation),
         "code": code_digest(),
@@ -212,11 +219,14 @@ def _answer_share(
     )
     with journal.writer(processes.rank) as writer, bar:
         for index, result in zip(pending, assistant.answer_all(requests, batch_size), strict=True):
-            writer.append(_entry(index, digests[index], result))
+            writer.append(_entry(index, digests[index], questions[index], result))
             bar.update()
 
 
-def _entry(index: int, question: str, result: Answer | Failure) -> Entry:
+def _entry(index: int, digest: str, question: Question, result: Answer | Failure) -> Entry:
     if isinstance(result, Failure):
-        return Entry(index, question, "", error=str(result.error))
-    return Entry(index, question, result.text, cost=result.cost)
+        return Entry(index, digest, "", error=str(result.error))
+    about_kept = None
+    if question.about is not None and len(result.kept) == 1:
+        about_kept = float(result.kept[0].cpu().numpy()[question.about()].mean())
+    return Entry(index, digest, result.text, cost=result.cost, about_kept=about_kept)

@@ -1,68 +1,116 @@
-"""`llava compare`: the same questions for every setting, kept and taken up again, with intervals."""
+"""`llava compare`: the same questions for every setting, resumed, with intervals; and how it is told."""
 
 import csv
-import json
+import shutil
 
 import pytest
 
-from llava.compare import asking, tables
+from llava.assistant import Assistant
+from llava.compare import tables
 from llava.compare.asking import Outcome
+from llava.compare.subjects import accepted_subjects, load_subjects
+from llava.compare.tables import NOTHING, Table
+from llava.errors import UserError
+from llava.eval.benchmark import Benchmark, Mark
 from llava.main import main
+from playground.shapes.benchmark import SHAPES
+from playground.shapes.make_benchmarks import main as make_benchmarks
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Count the settings that are really asked."""
-    asked, ask = [], asking.ask
+def asked(monkeypatch):
+    """List the settings of the questions that are really asked."""
+    settings, answer_all = [], Assistant.answer_all
 
-    def count(assistant, setting, *rest):
-        asked.append(setting)
-        return ask(assistant, setting, *rest)
+    def listen(assistant, requests, *rest):
+        requests = list(requests)
+        settings.extend(str(request.token_reduction) for request in requests)
+        return answer_all(assistant, requests, *rest)
 
-    monkeypatch.setattr(asking, "ask", count)
-    return asked
+    monkeypatch.setattr(Assistant, "answer_all", listen)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("miniatures")
+    make_benchmarks(["--output", str(folder)])
+    return folder
 
 
 def compare(folder, *more):
     return main(["compare", "--questions", "12", "--device", "cpu", "--out", str(folder), *more])
 
 
-def test_settings_are_asked_once_and_taken_up_again(tmp_path, few, capsys):
+def read_rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return {line["setting"]: line for line in csv.DictReader(file)}
+
+
+def test_settings_are_asked_once_and_taken_up_again(tmp_path, asked, capsys):
     compare(tmp_path, "--methods", "TRIM", "Random", "--budgets", "16,36", "--also", "TRIM:-1", "TRIM:16")
-    assert few == ["none", "TRIM:16", "TRIM:36", "Random:16", "Random:36", "TRIM:-1"]
-    with (tmp_path / "comparison.csv").open(newline="", encoding="utf-8") as file:
-        lines = {line["setting"]: line for line in csv.DictReader(file)}
-    assert list(lines) == few
-    assert lines["none"]["visual tokens"] == "256.0"
-    assert lines["Random:16"]["visual tokens"] == "17.0"
-    assert lines["none"]["less none"] == lines["TRIM:16"]["less TRIM"] == "-"
-    assert (tmp_path / "comparison.md").read_text(encoding="utf-8").count("\n") == 2 + len(few)
+    settings = ["none", "TRIM:16", "TRIM:36", "Random:16", "Random:36", "TRIM:-1"]
+    assert asked == [setting for setting in settings for _ in range(12)]
+    rows = read_rows(tmp_path / "shapes.csv")
+    assert list(rows) == settings
+    assert rows["none"]["visual tokens"] == "256.0"
+    assert rows["Random:16"]["visual tokens"] == "17.0"
+    assert rows["none"]["less none"] == rows["TRIM:16"]["less TRIM"] == NOTHING
+    assert rows["none"][tables.KEPT] == "100.0"
+    assert float(rows["TRIM:-1"][tables.KEPT]) > 95 > float(rows["Random:16"][tables.KEPT])
+    written = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert written.startswith("### Shapes\n")
+    assert written.count("\n| ") == 1 + 1 + len(settings)
+    assert written in capsys.readouterr().out
 
-    few.clear()
-    kept = json.loads((tmp_path / "TRIM-36.json").read_text(encoding="utf-8"))
-    (tmp_path / "Random-36.json").unlink()
+    asked.clear()
+    journal = tmp_path / "shapes" / "Random-36.jsonl.journal" / "rank-0.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:7]))  # as if it had been killed there
     compare(tmp_path, "--methods", "TRIM", "Random", "--budgets", "16,36")
-    assert few == ["Random:36"]
-    assert json.loads((tmp_path / "TRIM-36.json").read_text(encoding="utf-8")) == kept
+    assert asked == ["Random:36"] * 5
+    assert read_rows(tmp_path / "shapes.csv")["Random:36"]["accuracy"] == rows["Random:36"]["accuracy"]
 
-    few.clear()
-    main(
-        [
-            "compare",
-            "--questions",
-            "8",
-            "--device",
-            "cpu",
-            "--out",
-            str(tmp_path),
-            "--methods",
-            "TRIM",
-            "--budgets",
-            "16",
-        ]
-    )
-    assert few == ["none", "TRIM:16"]  # fewer questions are others
-    assert "none: " in capsys.readouterr().out
+
+def test_benchmarks_are_asked_as_llava_eval_does_and_averaged(tmp_path, miniatures, asked):
+    where = ["--data", str(miniatures), "--questions", "4"]
+    compare(tmp_path, *where, "--on", "pope", "gqa", "--methods", "TRIM", "PruMerge+", "--budgets", "100")
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line[:1] == "#"] == [
+        "### POPE (Avg. F1)",
+        "### GQA (Acc)",
+        "### All",
+    ]
+    average = [cell.strip() for cell in text.splitlines()[-3].split("|")[1:-1]]
+    assert average[:2] == ["none", "256.0"]
+    assert average[-1] == "100.0"
+    unmet = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert unmet == ["PruMerge+:100", *[NOTHING] * 4]
+    # The same answers as by the command for one benchmark.
+    results = tmp_path / "results"
+    evaluated = ["--results-folder", str(results), "--id", "once", "--token-reduction", "TRIM:100"]
+    main(["eval", "gqa", *where[:2], "--limit", "4", "--device", "cpu", *evaluated])
+    (answers,) = (miniatures / "gqa").rglob("once/merge.jsonl")
+    own = (tmp_path / "gqa" / "TRIM-100.jsonl").read_text(encoding="utf-8")
+    assert answers.read_text(encoding="utf-8") == own
+    assert asked.count("TRIM:100") == 8
+
+
+def test_only_what_is_scored_here_can_be_compared_on(miniatures, tmp_path):
+    assert accepted_subjects()[0] == "shapes"
+    assert "mmvet" not in accepted_subjects()  # a judge scores it
+    with pytest.raises(UserError, match="cannot be compared on 'mmvet'; accepted: shapes, "):
+        load_subjects(["mmvet"], miniatures, None)
+    with pytest.raises(UserError, match="gqa is not in place"):
+        load_subjects(["gqa"], tmp_path, None)
+    shutil.copytree(miniatures / "vizwiz", tmp_path / "vizwiz")
+    (tmp_path / "vizwiz" / "test.json").unlink()
+    with pytest.raises(UserError, match=r"the answers of vizwiz.* are not public"):
+        load_subjects(["vizwiz"], tmp_path, None)
+    assert [subject.limit for subject in load_subjects(["shapes", "gqa", "gqa"], miniatures, None)] == [
+        800,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +120,7 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, few, capsys):
         (["--budgets", "16,x"], "'16,x' are no budgets; accepted: whole numbers above 1"),
         (["--budgets", "1"], "'1' are no budgets"),
         (["--also", "TRIM"], "'TRIM' is not a token reduction"),
+        (["--on", "poppe"], "cannot be compared on 'poppe'; accepted: shapes, "),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_loaded(arguments, message, tmp_path, capsys):
@@ -80,21 +129,26 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(arguments, message
     assert not list(tmp_path.iterdir())
 
 
-def outcome(setting, points, tokens=10):
-    return Outcome(setting, points, ["color"] * len(points), [tokens] * len(points), 1.0, 2.0)
+STAGES = {"reduction_ms": 1.0, "prefill_ms": 2.0, "total_ms": 4.0}
+
+
+def outcome(setting, points, tokens=10, failures=0):
+    marks = [Mark(str(number), one, "color") for number, one in enumerate(points)]
+    return Outcome(setting, marks, [tokens] * len(points), STAGES, failures=failures)
+
+
+def rows_of(*outcomes):
+    return {row["setting"]: row for row in Table(SHAPES, outcomes).rows()}
 
 
 def test_a_star_says_that_a_difference_is_sure():
     good, same, bad = ([1] * 190 + [0] * 10), ([0] * 10 + [1] * 190), [1, 0] * 100
-    lines = {
-        line["setting"]: line
-        for line in tables.rows([outcome("none", good), outcome("TRIM:16", same), outcome("SCOPE:16", bad)])
-    }
-    assert lines["TRIM:16"]["accuracy"].startswith("95.0 (")
-    assert lines["TRIM:16"]["less none"].startswith("+0.0") and not lines["TRIM:16"]["less none"].endswith(
-        "*"
-    )
-    assert lines["SCOPE:16"]["less TRIM"].startswith("-45.0") and lines["SCOPE:16"]["less TRIM"].endswith("*")
+    rows = rows_of(outcome("none", good), outcome("TRIM:16", same), outcome("SCOPE:16", bad))
+    assert rows["TRIM:16"]["accuracy"].startswith("95.0 (")
+    assert rows["TRIM:16"]["less none"].startswith("+0.0")
+    assert not rows["TRIM:16"]["less none"].endswith("*")
+    assert rows["SCOPE:16"]["less TRIM"].startswith("-45.0")
+    assert rows["SCOPE:16"]["less TRIM"].endswith("*")
 
 
 def test_a_budget_that_cannot_be_met_ends_nothing(tmp_path, capsys):
@@ -102,34 +156,57 @@ def test_a_budget_that_cannot_be_met_ends_nothing(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "PruMerge+:100 asks for 100 of 256 patches" in shown
     assert "VisionZip:3 asks for 3 of 256 visual tokens" in shown
-    with (tmp_path / "comparison.csv").open(newline="", encoding="utf-8") as file:
-        lines = {line["setting"]: line for line in csv.DictReader(file)}
-    assert lines["VisionZip:100"]["visual tokens"] == "100.0"
-    assert lines["PruMerge+:100"]["visual tokens"] == "-"
+    rows = read_rows(tmp_path / "shapes.csv")
+    assert rows["VisionZip:100"]["visual tokens"] == "100.0"
+    assert rows["PruMerge+:100"]["visual tokens"] == NOTHING
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, few, capsys):
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, asked, capsys):
     (tmp_path / "file").write_text("")
     assert compare(tmp_path / "file" / "below") == 2
     assert "file" in capsys.readouterr().err
-    assert not few
+    assert not asked
 
 
-def test_what_cannot_be_met_is_a_line_of_its_own():
-    lines = tables.rows([outcome("none", [1, 0]), Outcome("PruMerge+:100", error="100 tokens cannot be had")])
-    assert lines[1]["accuracy"] == "100 tokens cannot be had"
-    assert lines[1].keys() == lines[0].keys()
+def test_what_cannot_be_met_or_failed_is_said_in_the_row():
+    rows = rows_of(
+        outcome("none", [1, 0]),
+        Outcome("PruMerge+:100", error="100 tokens cannot be had"),
+        outcome("TRIM:16", [1, 0], failures=1),
+    )
+    assert rows["PruMerge+:100"]["accuracy"] == "100 tokens cannot be had"
+    assert rows["PruMerge+:100"].keys() == rows["none"].keys()
+    assert tables.KEPT not in rows["none"]  # nobody knows it
+    assert rows["TRIM:16"]["accuracy"].endswith(", 1 failed")
 
 
 def test_different_counts_are_drawn_from_fewest_to_most():
-    varied = Outcome("TRIM:-1", [1] * 4, ["color"] * 4, [3, 9, 9, 60], 1.0, 1.0)
-    assert tables.rows([varied])[0]["histogram"].startswith("3 ")
-    assert tables.rows([varied])[0]["histogram"].endswith(" 60")
+    varied = Outcome("TRIM:-1", [Mark(str(n), 1.0) for n in range(4)], [3, 9, 9, 60], STAGES)
+    row = rows_of(varied)["TRIM:-1"]
+    assert row["histogram"].startswith("3 ")
+    assert row["histogram"].endswith(" 60")
+
+
+def test_a_benchmark_without_images_has_no_tokens_to_show():
+    textual = Outcome("TRIM:16", [Mark("0", 1.0)], [], STAGES)
+    assert rows_of(textual)["TRIM:16"]["histogram"] == NOTHING
+
+
+def test_the_average_is_over_what_has_a_score():
+    first = Benchmark("one", "One", "", (), load=SHAPES.load)
+    second = Benchmark("two", "Two", "", (), load=SHAPES.load)
+    text = tables.describe_average(
+        [
+            (first, [outcome("none", [1, 1, 1, 1]), outcome("TRIM:16", [1, 1, 0, 0])]),
+            (second, [outcome("none", [1, 1, 0, 0]), outcome("TRIM:16", [1, 1, 0, 0])]),
+            (first, [outcome("none", [0, 0, 0, 0]), outcome("TRIM:16", [1, 0, 0, 0])]),
+        ]
+    )
+    assert text.splitlines()[-1].split("|")[-2].strip() == "75.0"  # of 50% and 100%
 
 
 def test_a_curve_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    assert tables.draw(
-        [outcome("none", [1, 1, 0], 256), outcome("TRIM:16", [1, 0, 0], 17)], tmp_path / "curve.png"
-    )
+    table = Table(SHAPES, [outcome("none", [1, 1, 0], 256), outcome("TRIM:16", [1, 0, 0], 17)])
+    assert table.draw(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000

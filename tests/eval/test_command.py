@@ -9,7 +9,7 @@ import pytest
 from llava.errors import UserError
 from llava.eval.__main__ import main
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.command import _load, add_arguments, default_id
+from llava.eval.command import add_arguments, default_id, load_for
 from llava.eval.processes import Processes
 from llava.options import CommandParser
 from tests.conftest import TINY_LLAVA
@@ -182,4 +182,4 @@ def test_vllm_has_its_own_way_to_use_several_devices():
     add_arguments(parser)
     options = parser.parse_args(["pope", "--engine", "vllm"])
     with pytest.raises(UserError, match="2 processes were launched; vLLM uses several devices from one"):
-        _load(options, Processes(0, 2))
+        load_for(options, Processes(0, 2))

@@ -1,0 +1,90 @@
+"""What settings are compared on: held-out questions about shapes, or benchmarks that are in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.bench.machine import ROOT
+from llava.errors import UserError
+from llava.eval.benchmark import Benchmark, Question
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.data_check import choose_split, require_data
+from llava.eval.evaluate import cut_of
+
+SHAPES = "shapes"
+SHAPES_QUESTIONS = 800
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Questions with their right answers.
+
+    Attributes:
+        benchmark: How they are asked and scored.
+        questions: All of them.
+        limit: How many are asked, the first ones; None for all.
+    """
+
+    benchmark: Benchmark
+    questions: Sequence[Question]
+    limit: int | None
+
+    @property
+    def name(self) -> str:
+        """Of the benchmark."""
+        return self.benchmark.name
+
+
+def accepted_subjects() -> list[str]:
+    """Return what settings can be compared on: what is scored here, without a server or a judge."""
+    return [SHAPES, *(benchmark.name for benchmark in BENCHMARKS if benchmark.mark is not None)]
+
+
+def load_subjects(names: Sequence[str], data: Path, limit: int | None) -> list[Subject]:
+    """Read the questions.
+
+    Args:
+        names: Of benchmarks, or ``shapes``.
+        data: Folder of all benchmarks.
+        limit: Ask only as many of each; if missing, all of a benchmark and 800 about shapes.
+
+    Raises:
+        UserError: If one is not known or not in place, or nobody but a server knows its answers.
+    """
+    if unknown := [name for name in names if name not in accepted_subjects()]:
+        raise UserError(
+            f"settings cannot be compared on {unknown[0]!r}; accepted: {', '.join(accepted_subjects())}"
+        )
+    return [_load(name, data, limit) for name in dict.fromkeys(names)]
+
+
+def _load(name: str, data: Path, limit: int | None) -> Subject:
+    if name == SHAPES:
+        benchmark, split, folder = _shapes(), "", data
+        limit = SHAPES_QUESTIONS if limit is None else limit
+    else:
+        benchmark = next(item for item in BENCHMARKS if item.name == name)
+        split = choose_split(benchmark, None, data)
+        folder = require_data(benchmark, data, split)
+    questions = benchmark.load(folder, split)
+    if not any(question.target is not None for question in questions):
+        raise UserError(
+            f"the answers of {name}{split and f' ({split})'} are not public, so that nothing can be compared"
+        )
+    return Subject(benchmark, questions, cut_of(questions, limit))
+
+
+def _shapes() -> Benchmark:
+    """Return the questions about shapes, which come with a clone of the repository."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # an installed command does not look there
+    try:
+        from playground.shapes import benchmark
+    except ImportError:
+        raise UserError(
+            f"the questions about shapes come with a clone of the repository, and {ROOT} is none"
+        ) from None
+    return benchmark.SHAPES

@@ -1,0 +1,79 @@
+"""Held-out questions about shapes as a benchmark, for `llava compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from llava.engine.base import Generation
+from llava.eval.benchmark import Benchmark, Mark, Question, Response
+from playground.shapes.measure import held_out_questions, is_right
+from playground.shapes.world import Scene
+
+QUESTIONS = 4_000
+# Share of a patch that a thing covers where the patch shows it.
+SHOWN = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """The picture of a scene, drawn when it is called.
+
+    Attributes:
+        scene: What is in it.
+    """
+
+    scene: Scene
+
+    @property
+    def digest(self) -> str:
+        """Tells pictures apart."""
+        return str(self.scene.seed)
+
+    def __call__(self) -> Image.Image:
+        """Draw it."""
+        return self.scene.render()
+
+
+def load(folder: Path, split: str) -> list[Question]:
+    """Make the questions, each about a picture of its own; nothing is read."""
+    return [
+        Question(
+            id=number,
+            text=asked.text,
+            image=Picture(scene),
+            unit=str(scene.seed),
+            group=asked.kind,
+            target=asked.answer,
+            about=patches_of(scene, asked.named) if asked.named else None,
+        )
+        for number, (scene, asked) in enumerate(held_out_questions(QUESTIONS))
+    ]
+
+
+def patches_of(scene: Scene, things: tuple[int, ...]) -> Callable[[], NDArray[np.bool_]]:
+    """Return what tells which patches show some of a scene's things."""
+    return lambda: scene.coverage()[list(things)].max(axis=0) > SHOWN
+
+
+def mark(response: Response) -> Mark:
+    """Compare the whole answer with the right one."""
+    question = response.question
+    right = response.error is None and is_right(response.text, question.target)
+    return Mark(question.unit, float(right), question.group)
+
+
+SHAPES = Benchmark(
+    name="shapes",
+    title="Shapes",
+    folder="",
+    needs=(),
+    load=load,
+    mark=mark,
+    generation=Generation(max_new_tokens=16),
+)
