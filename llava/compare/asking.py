@@ -14,13 +14,15 @@ from llava.eval.evaluate import describe_cost, marks_of
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions
 
+NO_IMAGE = "no image"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a setting made of all questions, in their order.
 
     Attributes:
-        setting: As ``mm_vision_token_reduce_func`` has it.
+        setting: As ``mm_vision_token_reduce_func`` has it, or `NO_IMAGE`.
         marks: Of the questions whose answer is public; what failed is wrong.
         visual_tokens: Of the questions that were answered and have an image.
         milliseconds: Of a question, by stage and as ``total_ms``.
@@ -46,7 +48,7 @@ class Outcome:
 
 def answers_file(folder: Path, setting: str) -> Path:
     """Return where the answers of a setting are written; a journal beside it resumes."""
-    return folder / f"{setting.replace(':', '-')}.jsonl"
+    return folder / f"{setting.replace(':', '-').replace(' ', '-')}.jsonl"
 
 
 def ask_with(
@@ -55,7 +57,7 @@ def ask_with(
     """Ask all questions with one setting.
 
     Args:
-        setting: Of the reducer.
+        setting: Of the reducer; `NO_IMAGE` asks without the images.
         assistant: The model.
         subject: What is asked.
         plan: How; it has the setting too.
@@ -67,6 +69,8 @@ def ask_with(
     Raises:
         UserError: If answers cannot be written, or another run writes them.
     """
+    if setting == NO_IMAGE:
+        subject = subject.without_images()
     asked = ask_questions(subject.questions, assistant, plan, processes)
     if not processes.is_first:
         return None

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["shapes"],
         metavar="BENCHMARK",
-        help="shapes, or benchmarks that `llava eval list` names (default: shapes)",
+        help="shapes, hard-shapes, or benchmarks that `llava eval list` names (default: shapes)",
+    )
+    group.add_argument(
+        "--without-image",
+        action="store_true",
+        help="also ask all questions without their images: what guessing is worth",
     )
     group.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     group.add_argument(
@@ -77,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a method is not known, or the model or the questions cannot be had.
     """
-    from llava.compare.asking import Outcome, answers_file, ask_with
+    from llava.compare.asking import NO_IMAGE, Outcome, answers_file, ask_with
     from llava.compare.subjects import load_subjects
     from llava.compare.tables import describe_average, write_tables
     from llava.eval.files import explaining_writes, write_text
@@ -85,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     from llava.eval.runner import Plan
 
     setup_logging(logging.WARNING)
-    settings = chosen_settings(options)
+    settings = chosen_settings(options) + [NO_IMAGE] * options.without_image
     subjects = load_subjects(options.on, options.data, options.questions)
     with explaining_writes(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
                     batch_size=options.batch_size,
                     limit=subject.limit,
                     option="--out",
-                    reduction=setting,
+                    reduction="none" if setting == NO_IMAGE else setting,
                 )
                 outcome = ask_with(setting, assistant, subject, plan, processes)
                 if outcome is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from llava.bench.machine import ROOT
@@ -14,7 +15,7 @@ from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.data_check import choose_split, require_data
 from llava.eval.evaluate import cut_of
 
-SHAPES = "shapes"
+SHAPES, HARD_SHAPES = "shapes", "hard-shapes"
 SHAPES_QUESTIONS = 800
 
 
@@ -37,17 +38,22 @@ class Subject:
         """Of the benchmark."""
         return self.benchmark.name
 
+    def without_images(self) -> Subject:
+        """Return the same questions about no image, which tell what guessing is worth."""
+        blind = [replace(question, image=None, about=None) for question in self.questions]
+        return replace(self, questions=blind)
+
 
 def accepted_subjects() -> list[str]:
     """Return what settings can be compared on: what is scored here, without a server or a judge."""
-    return [SHAPES, *(benchmark.name for benchmark in BENCHMARKS if benchmark.mark is not None)]
+    return [SHAPES, HARD_SHAPES, *(benchmark.name for benchmark in BENCHMARKS if benchmark.mark is not None)]
 
 
 def load_subjects(names: Sequence[str], data: Path, limit: int | None) -> list[Subject]:
     """Read the questions.
 
     Args:
-        names: Of benchmarks, or ``shapes``.
+        names: Of benchmarks, or ``shapes`` or ``hard-shapes``.
         data: Folder of all benchmarks.
         limit: Ask only as many of each; if missing, all of a benchmark and 800 about shapes.
 
@@ -62,9 +68,9 @@ def load_subjects(names: Sequence[str], data: Path, limit: int | None) -> list[S
 
 
 def _load(name: str, data: Path, limit: int | None) -> Subject:
-    if name == SHAPES:
-        benchmark, split, folder = _shapes(), "", data
-        limit = SHAPES_QUESTIONS if limit is None else limit
+    if name in (SHAPES, HARD_SHAPES):
+        benchmark, split, folder = _from_playground(name), "", data
+        limit = SHAPES_QUESTIONS if limit is None and name == SHAPES else limit
     else:
         benchmark = next(item for item in BENCHMARKS if item.name == name)
         split = choose_split(benchmark, None, data)
@@ -77,14 +83,13 @@ def _load(name: str, data: Path, limit: int | None) -> Subject:
     return Subject(benchmark, questions, cut_of(questions, limit))
 
 
-def _shapes() -> Benchmark:
-    """Return the questions about shapes, which come with a clone of the repository."""
+def _from_playground(name: str) -> Benchmark:
+    """Return questions about shapes, which come with a clone of the repository."""
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # an installed command does not look there
     try:
-        from playground.shapes import benchmark
+        return import_module(f"playground.{name.replace('-', '_')}.benchmark").BENCHMARK
     except ImportError:
         raise UserError(
             f"the questions about shapes come with a clone of the repository, and {ROOT} is none"
         ) from None
-    return benchmark.SHAPES

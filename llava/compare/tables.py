@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from llava.compare.asking import Outcome
+from llava.compare.asking import NO_IMAGE, Outcome
 from llava.eval.benchmark import Benchmark
 from llava.eval.evaluate import histogram
 from llava.eval.figures import draw_png
@@ -113,7 +113,9 @@ class Table:
         axes = figure.subplots()
         lines: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in self.outcomes:
-            if outcome.error is None:
+            if outcome.setting == NO_IMAGE and outcome.error is None:
+                axes.axhline(self.score(outcome).value, color="gray", linestyle=":", label=NO_IMAGE)
+            elif outcome.error is None:
                 lines[outcome.setting.partition(":")[0]].append(outcome)
         for number, (method, own) in enumerate(lines.items()):
             color, marker = colormaps["tab20"](number % 20), MARKERS[number % len(MARKERS)]

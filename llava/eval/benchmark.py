@@ -36,8 +36,8 @@ class Question:
         group: A part of the benchmark that is scored by itself, such as a category.
         target: What the scorer compares with, of the benchmark's own kind; None where it is not public.
         extra: Further keys of LLaVA's answer record.
-        about: Tells, when called, which patches of the image show what is asked about, bool (rows, columns);
-            None where that is not known.
+        about: Tells which patches of the image show what is asked about, bool (rows, columns), when called
+            with these two; None where that is not known.
     """
 
     id: str | int
@@ -49,7 +49,7 @@ class Question:
     group: str = ""
     target: Any = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    about: Callable[[], NDArray[np.bool_]] | None = None
+    about: Callable[[int, int], NDArray[np.bool_]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,5 +228,6 @@ def _entry(index: int, digest: str, question: Question, result: Answer | Failure
         return Entry(index, digest, "", error=str(result.error))
     about_kept = None
     if question.about is not None and len(result.kept) == 1:
-        about_kept = float(result.kept[0].cpu().numpy()[question.about()].mean())
+        kept = result.kept[0].cpu().numpy()
+        about_kept = float(kept[question.about(*kept.shape)].mean())
     return Entry(index, digest, result.text, cost=result.cost, about_kept=about_kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,24 @@ from PIL import Image
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from playground.shapes.measure import held_out_questions, is_right
-from playground.shapes.world import Scene
 
 QUESTIONS = 4_000
 # Share of a patch that a thing covers where the patch shows it.
 SHOWN = 0.1
+
+
+class Scene(Protocol):
+    """What can be drawn."""
+
+    @property
+    def seed(self) -> int:
+        """It was made from."""
+
+    def render(self) -> Image.Image:
+        """Draw the picture."""
+
+    def coverage(self) -> NDArray[np.float32]:
+        """Share of every patch that each thing covers, (things, rows, columns)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,9 +70,15 @@ def load(folder: Path, split: str) -> list[Question]:
     ]
 
 
-def patches_of(scene: Scene, things: tuple[int, ...]) -> Callable[[], NDArray[np.bool_]]:
-    """Return what tells which patches show some of a scene's things."""
-    return lambda: scene.coverage()[list(things)].max(axis=0) > SHOWN
+def patches_of(scene: Scene, things: tuple[int, ...]) -> Callable[[int, int], NDArray[np.bool_]]:
+    """Return what tells which patches of any grid show some of the things; one at least."""
+
+    def about(rows: int, columns: int) -> NDArray[np.bool_]:
+        share = scene.coverage()[list(things)].max(axis=0)
+        resized = np.asarray(Image.fromarray(share).resize((columns, rows), Image.Resampling.BOX))
+        return resized >= min(SHOWN, resized.max())
+
+    return about
 
 
 def mark(response: Response) -> Mark:
@@ -68,7 +88,7 @@ def mark(response: Response) -> Mark:
     return Mark(question.unit, float(right), question.group)
 
 
-SHAPES = Benchmark(
+BENCHMARK = Benchmark(
     name="shapes",
     title="Shapes",
     folder="",

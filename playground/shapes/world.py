@@ -61,6 +61,7 @@ class Thing:
         y: Vertical center, in pixels from the top.
         size: Side of its bounding square before turning, in pixels.
         angle: Counterclockwise turn, in degrees.
+        character: What is written on it, in the pictures of `playground.hard_shapes`.
     """
 
     color: str
@@ -69,6 +70,7 @@ class Thing:
     y: float
     size: float
     angle: float
+    character: str = ""
 
     @property
     def name(self) -> str:
@@ -122,12 +124,12 @@ class Scene:
             An RGB picture.
         """
         rng = stream(self.seed, "pixels")
-        picture = _background(rng, size)
+        picture = background(rng, size)
         for thing in self.things:
             shade = tuple(int(np.clip(part + rng.integers(-14, 15), 0, 255)) for part in COLORS[thing.color])
-            mask, corner = _silhouette(thing, size)
+            mask, corner = silhouette(thing, size)
             picture.paste(shade, corner, mask)
-        return _add_noise(picture, rng)
+        return add_noise(picture, rng)
 
     def coverage(self) -> NDArray[np.float32]:
         """Share of every patch that each thing covers, later things in front; shape (things, 16, 16)."""
@@ -135,7 +137,7 @@ class Scene:
         shares = np.zeros((len(self.things), GRID, GRID), np.float32)
         for index in reversed(range(len(self.things))):
             whole = Image.new("L", (SIZE, SIZE))
-            whole.paste(*_silhouette(self.things[index], SIZE))
+            whole.paste(*silhouette(self.things[index], SIZE))
             mask = np.asarray(whole, np.float32) / 255
             shares[index] = (mask * seen).reshape(GRID, PATCH, GRID, PATCH).mean(axis=(1, 3))
             seen *= 1 - mask
@@ -170,14 +172,20 @@ def _free_places(sizes: NDArray[np.float64], rng: np.random.Generator) -> list[t
     return places
 
 
-def _background(rng: np.random.Generator, size: int) -> Image.Image:
-    """A tinted ground: plain, a gradient, stripes, checks or blotches, paler than any thing."""
+def background(rng: np.random.Generator, size: int, kinds: int = 5) -> Image.Image:
+    """Draw a tinted ground, paler than any thing: plain, a gradient, stripes, checks or blotches.
+
+    Args:
+        rng: Chooses.
+        size: Side in pixels.
+        kinds: With 7 it may also be fine blotches or dots.
+    """
     tints = (rng.integers(110, 236, 3) * 0.35 + rng.integers(110, 236) * 0.65).astype(np.float32)
     other = tints + rng.integers(-30, 31, 3).astype(np.float32)
     unit = np.arange(size, dtype=np.float32) / np.float32(size)
     along, across = (rng.integers(-10, 11, 2) / 10).tolist()
     slope = unit[None, :] * along + unit[:, None] * across  # (size, size)
-    kind = int(rng.integers(5))
+    kind = int(rng.integers(kinds))
     weight: NDArray[Any]  # (size, size)
     if kind == 0:
         weight = np.zeros((size, size), np.float32)
@@ -189,14 +197,19 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
         cells = int(rng.integers(3, 12))
         cell = (unit * cells).astype(int)
         weight = ((cell[None, :] + cell[:, None]) % 2).astype(np.float32) * np.float32(0.7)
+    elif kind == 6:
+        cells = int(rng.integers(8, 24))
+        offset = (unit * cells) % 1 - np.float32(0.5)
+        weight = (np.square(offset)[None, :] + np.square(offset)[:, None] < 0.08).astype(np.float32)
     else:
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8))
+        coarseness = 6 if kind == 4 else 32
+        coarse = Image.fromarray(rng.integers(0, 256, (coarseness, coarseness), dtype=np.uint8))
         weight = np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
     ground = tints + weight[..., None] * (other - tints)  # (size, size, 3)
     return Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
 
 
-def _add_noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def add_noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Add grain, and light that differs from picture to picture."""
     strength = int(rng.integers(2, 26))
     light = int(rng.integers(-12, 13))
@@ -206,10 +219,16 @@ def _add_noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def _silhouette(thing: Thing, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """An 8-bit mask of a thing, anti-aliased by drawing it four times as large, and its top left corner."""
+def silhouette(thing: Thing, size: int, frame: int = SIZE) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an 8-bit mask of a thing, anti-aliased by drawing it four times as large, and its corner.
+
+    Args:
+        thing: What is drawn.
+        size: Side of the picture, in pixels.
+        frame: Side of the picture in which the thing's place and size are meant.
+    """
     fine = 4
-    scale = size / SIZE
+    scale = size / frame
     reach = math.ceil(thing.size * scale * 0.75) + 1
     left, top = round(thing.x * scale) - reach, round(thing.y * scale) - reach
     mask = Image.new("L", (2 * reach * fine, 2 * reach * fine))

@@ -13,7 +13,7 @@ from llava.compare.tables import NOTHING, Table
 from llava.errors import UserError
 from llava.eval.benchmark import Benchmark, Mark
 from llava.main import main
-from playground.shapes.benchmark import SHAPES
+from playground.shapes.benchmark import BENCHMARK
 from playground.shapes.make_benchmarks import main as make_benchmarks
 
 
@@ -138,7 +138,7 @@ def outcome(setting, points, tokens=10, failures=0):
 
 
 def rows_of(*outcomes):
-    return {row["setting"]: row for row in Table(SHAPES, outcomes).rows()}
+    return {row["setting"]: row for row in Table(BENCHMARK, outcomes).rows()}
 
 
 def test_a_star_says_that_a_difference_is_sure():
@@ -193,8 +193,8 @@ def test_a_benchmark_without_images_has_no_tokens_to_show():
 
 
 def test_the_average_is_over_what_has_a_score():
-    first = Benchmark("one", "One", "", (), load=SHAPES.load)
-    second = Benchmark("two", "Two", "", (), load=SHAPES.load)
+    first = Benchmark("one", "One", "", (), load=BENCHMARK.load)
+    second = Benchmark("two", "Two", "", (), load=BENCHMARK.load)
     text = tables.describe_average(
         [
             (first, [outcome("none", [1, 1, 1, 1]), outcome("TRIM:16", [1, 1, 0, 0])]),
@@ -207,6 +207,25 @@ def test_the_average_is_over_what_has_a_score():
 
 def test_a_curve_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    table = Table(SHAPES, [outcome("none", [1, 1, 0], 256), outcome("TRIM:16", [1, 0, 0], 17)])
+    table = Table(BENCHMARK, [outcome("none", [1, 1, 0], 256), outcome("TRIM:16", [1, 0, 0], 17)])
     assert table.draw(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_questions_without_their_images_tell_what_guessing_is_worth(tmp_path, asked):
+    compare(tmp_path, "--methods", "TRIM", "--budgets", "16", "--on", "hard-shapes", "--without-image")
+    rows = read_rows(tmp_path / "hard-shapes.csv")
+    assert list(rows) == ["none", "TRIM:16", "no image"]
+    assert rows["no image"]["visual tokens"] == "0.0"
+    assert rows["no image"][tables.KEPT] == NOTHING
+    assert set(rows["none"]) > {
+        "color",
+        "shape",
+        "presence",
+        "count",
+        "position",
+        "character",
+        "size",
+        "description",
+    }
+    assert asked == ["none"] * 12 + ["TRIM:16"] * 12 + ["none"] * 12

@@ -1,0 +1,160 @@
+"""Pictures of many shapes, most of them small, that overlap and have characters written on them.
+
+As in `playground.shapes.world`, a scene is a function of its seed alone, bit for bit, and so is its picture.
+What is harder: 4 to 12 things instead of 2 to 5, nearly half of them on one or two patches of 24 x 24, some
+partly behind others, finer textures, and questions that need more than one look (`questions`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from playground.hard_shapes.glyphs import CHARACTERS, draw_badge
+from playground.shapes.world import COLORS, SHAPES, Thing, add_noise, background, silhouette, stream
+
+SIZE = 336
+PATCH = 14
+GRID = SIZE // PATCH
+
+FEWEST_THINGS, MOST_THINGS = 4, 12
+# Sides of bounding squares, in pixels of the 336-pixel picture, and how often a thing has one in that range:
+# one or two patches, some patches, many.
+SIZES = ((16, 24, 0.45), (25, 44, 0.33), (45, 80, 0.22))
+# Bounding squares cover at most this share of a picture: TRIM's interquartile rule can keep at most a quarter
+# of the patches.
+COVERED = 0.18
+# A character is written on a thing of at least this side, if at all, on a disc of a share of that side.
+READABLE, BADGE, WRITTEN = 36, 0.56, 0.7
+# Of a thing's bounding square, at most this share lies behind another's; so many stand close to another one.
+HIDDEN, CLOSE = 0.25, 0.3
+TRIES = 60
+
+TRAIN = range(10_000_000, 20_000_000)
+VALIDATION = range(1_100_000_000, 1_110_000_000)
+HELD_OUT = range(1_200_000_000, 1_210_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is in one picture.
+
+    Attributes:
+        seed: The seed it was made from, which also fixes the background and the shades.
+        things: Its shapes from the top of the picture to the bottom.
+    """
+
+    seed: int
+    things: tuple[Thing, ...]
+
+    @classmethod
+    def from_seed(cls, seed: int) -> Scene:
+        """Make the scene of a seed."""
+        rng = stream(seed, "layout")
+        sizes = _sizes(int(rng.integers(FEWEST_THINGS, MOST_THINGS + 1)), rng)
+        free = list(rng.permutation(len(CHARACTERS)))  # each at most once, so that it tells things apart
+        things = []
+        for size, (x, y) in zip(sizes, _places(sizes, rng), strict=True):
+            shape = SHAPES[int(rng.integers(len(SHAPES)))]
+            # A disc would fill the hole of a ring, which is then a circle with a disc on it.
+            is_marked = size >= READABLE and shape != "ring" and rng.random() < WRITTEN
+            things.append(
+                Thing(
+                    color=tuple(COLORS)[int(rng.integers(len(COLORS)))],
+                    shape=shape,
+                    x=x,
+                    y=y,
+                    size=size,
+                    angle=float(rng.integers(-20, 21)),
+                    character=CHARACTERS[free.pop()] if is_marked else "",
+                )
+            )
+        return cls(seed, tuple(sorted(things, key=lambda thing: (thing.y, thing.x))))
+
+    def render(self, size: int = SIZE) -> Image.Image:
+        """Draw the picture, small things in front of large ones.
+
+        Args:
+            size: Side in pixels. What is in it does not depend on the size; its noise does.
+
+        Returns:
+            An RGB picture.
+        """
+        rng = stream(self.seed, "pixels")
+        picture = background(rng, size, kinds=7)
+        for index in self._from_back_to_front():
+            thing = self.things[index]
+            shade = tuple(int(np.clip(part + rng.integers(-14, 15), 0, 255)) for part in COLORS[thing.color])
+            mask, corner = silhouette(thing, size, SIZE)
+            picture.paste(shade, corner, mask)
+            if thing.character:
+                scale = size / SIZE
+                center = (thing.x * scale, thing.y * scale)
+                draw_badge(picture, thing.character, center, BADGE * thing.size * scale)
+        return add_noise(picture, rng)
+
+    def coverage(self) -> NDArray[np.float32]:
+        """Share of every patch that each thing visibly covers, its character included; (things, 24, 24)."""
+        seen = np.ones((SIZE, SIZE), np.float32)
+        shares = np.zeros((len(self.things), GRID, GRID), np.float32)
+        for index in reversed(self._from_back_to_front()):
+            thing = self.things[index]
+            whole = Image.new("L", (SIZE, SIZE))
+            whole.paste(*silhouette(thing, SIZE, SIZE))
+            mask = np.asarray(whole, np.float32) / 255
+            if thing.character:  # the disc may reach beyond a star or a cross
+                rows, columns = np.ogrid[:SIZE, :SIZE]
+                distance = np.square(columns - np.float32(thing.x)) + np.square(rows - np.float32(thing.y))
+                mask = np.maximum(mask, distance <= (BADGE * thing.size / 2) ** 2)
+            shares[index] = (mask * seen).reshape(GRID, PATCH, GRID, PATCH).mean(axis=(1, 3))
+            seen *= 1 - mask
+        return shares
+
+    def _from_back_to_front(self) -> list[int]:
+        return sorted(range(len(self.things)), key=lambda index: -self.things[index].size)
+
+
+def _sizes(count: int, rng: np.random.Generator) -> list[float]:
+    """Choose sides, the largest first, and shrink the larger ones until all of them leave enough free."""
+    bands = rng.choice(len(SIZES), count, p=[share for *_, share in SIZES])
+    sizes = np.array([rng.integers(SIZES[band][0], SIZES[band][1] + 1) for band in bands], float)
+    while (total := float(np.square(sizes).sum())) > COVERED * SIZE * SIZE:
+        sizes = np.maximum(SIZES[0][0], sizes * min(0.98, math.sqrt(COVERED * SIZE * SIZE / total)))
+    return sorted(sizes.round().tolist(), reverse=True)
+
+
+def _places(sizes: Sequence[float], rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Choose centers: the first try of which little enough is hidden, else the one with the least."""
+    places: list[tuple[float, float]] = []
+    for size in sizes:
+        first, last = math.ceil(size * 0.55), int(SIZE - size * 0.55)
+        tries = rng.integers(first, last + 1, (TRIES, 2))
+        if places and rng.random() < CLOSE:
+            other = int(rng.integers(len(places)))
+            reach = int(sizes[other] + size) // 2 + 4
+            around = np.array(places[other], int) + rng.integers(-reach, reach + 1, (TRIES, 2))
+            tries = np.concatenate([around[((around >= first) & (around <= last)).all(axis=1)], tries])
+        best, least = (0.0, 0.0), math.inf
+        for x, y in tries.tolist():
+            hidden = max(
+                (_overlap((x, y), size, place, other) for place, other in zip(places, sizes, strict=False)),
+                default=0.0,
+            )
+            if hidden < least:
+                best, least = (float(x), float(y)), hidden
+            if hidden <= HIDDEN:
+                break
+        places.append(best)
+    return places
+
+
+def _overlap(first: tuple[float, float], side: float, second: tuple[float, float], other: float) -> float:
+    """Return the share of the smaller of two squares that lies in the other one."""
+    reach = (side + other) / 2
+    wide, high = (min(max(0.0, reach - abs(a - b)), side, other) for a, b in zip(first, second, strict=True))
+    return wide * high / min(side, other) ** 2
