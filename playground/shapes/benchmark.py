@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,24 +13,11 @@ from PIL import Image
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from playground.shapes.measure import held_out_questions, is_right
+from playground.shapes.world import Drawable
 
 QUESTIONS = 4_000
 # Share of a patch that a thing covers where the patch shows it.
 SHOWN = 0.1
-
-
-class Scene(Protocol):
-    """What can be drawn."""
-
-    @property
-    def seed(self) -> int:
-        """It was made from."""
-
-    def render(self) -> Image.Image:
-        """Draw the picture."""
-
-    def coverage(self) -> NDArray[np.float32]:
-        """Share of every patch that each thing covers, (things, rows, columns)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +28,7 @@ class Picture:
         scene: What is in it.
     """
 
-    scene: Scene
+    scene: Drawable
 
     @property
     def digest(self) -> str:
@@ -70,7 +56,7 @@ def load(folder: Path, split: str) -> list[Question]:
     ]
 
 
-def patches_of(scene: Scene, things: tuple[int, ...]) -> Callable[[int, int], NDArray[np.bool_]]:
+def patches_of(scene: Drawable, things: tuple[int, ...]) -> Callable[[int, int], NDArray[np.bool_]]:
     """Return what tells which patches of any grid show some of the things; one at least."""
 
     def about(rows: int, columns: int) -> NDArray[np.bool_]:

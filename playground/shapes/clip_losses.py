@@ -32,7 +32,9 @@ def attribute_loss(joint: Tensor, texts: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy((-joint @ texts.T).flatten(0, 1), label.flatten(), ignore_index=-100)
 
 
-def naming_loss(joint: Tensor, questions: Tensor, share: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:
+def naming_loss(
+    joint: Tensor, questions: Tensor, share: Tensor, ground: Tensor, related: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Make dot products low on the patches that a question names, and high and even on the others.
 
     Args:
@@ -40,13 +42,15 @@ def naming_loss(joint: Tensor, questions: Tensor, share: Tensor, ground: Tensor)
         questions: Questions in it, (B, Q, E).
         share: Share of each patch that named things cover, (B, Q, N).
         ground: Which patches show background only, bool (B, N).
+        related: Share of each patch that is not to be told from what is named, (B, Q, N); ``share`` if
+            missing.
 
     Returns:
         The classification loss, named and other patches weighing the same, and the unevenness of the others:
         how far from the background's mean its own products are, and those of things that are not named.
     """
     products = torch.einsum("bne,bqe->bqn", joint, questions)
-    named, other = (share > COVERED).float(), (share < FREE).float()
+    named, other = (share > COVERED).float(), ((share if related is None else related) < FREE).float()
     low, high = F.softplus(products + MARGIN), F.softplus(MARGIN - products)
     empty = ground.unsqueeze(1).float().expand_as(products)
     mean = (products * empty).sum(-1, keepdim=True) / empty.sum(-1, keepdim=True).clamp(min=1)

@@ -18,22 +18,22 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 PROJECTION = 64
 HEAD = 32
-PREPROCESSOR = f"""{{
+_PREPROCESSOR = """{{
   "feature_extractor_type": "CLIPFeatureExtractor",
   "do_resize": true,
-  "size": {SIZE},
+  "size": {size},
   "resample": 3,
   "do_center_crop": true,
-  "crop_size": {SIZE},
+  "crop_size": {size},
   "do_normalize": true,
-  "image_mean": {list(MEAN)},
-  "image_std": {list(DEVIATION)}
+  "image_mean": {mean},
+  "image_std": {deviation}
 }}
 """
 
 
-def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A randomly initialized CLIP of the preset's size for 224-pixel pictures in patches of 14."""
+def build_clip(preset: Preset, tokenizer: CLIPTokenizer, size: int = SIZE) -> CLIPModel:
+    """A randomly initialized CLIP of the preset's size, for pictures of so many pixels in patches of 14."""
     width = preset.clip_width
     text = {
         "vocab_size": len(tokenizer),
@@ -53,12 +53,17 @@ def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
         "intermediate_size": 2 * width,
         "num_hidden_layers": preset.clip_layers,
         "num_attention_heads": width // HEAD,
-        "image_size": SIZE,
+        "image_size": size,
         "patch_size": PATCH,
         "hidden_act": "gelu",
         "projection_dim": PROJECTION,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+
+
+def preprocessor(size: int = SIZE) -> str:
+    """Return ``preprocessor_config.json`` for pictures of so many pixels."""
+    return _PREPROCESSOR.format(size=size, mean=list(MEAN), deviation=list(DEVIATION))
 
 
 def normalize(pictures: NDArray[np.uint8]) -> Tensor:

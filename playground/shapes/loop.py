@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +20,18 @@ def pick_device() -> torch.device:
 
 
 def fit(
-    model: nn.Module, step_loss: Callable[[int], Report], steps: int, peak: float, state_file: Path
+    model: nn.Module,
+    step_loss: Callable[[int], Report],
+    steps: int,
+    peak: float,
+    state_file: Path,
+    *,
+    muon: bool = False,
 ) -> None:
-    """Minimize a loss with AdamW: linear warm-up, cosine decay, gradients clipped to norm 1.
+    """Minimize a loss: linear warm-up, cosine decay, gradients clipped to norm 1.
+
+    With AdamW, or with Muon for the matrices between layers and AdamW for the rest, which learns the same in
+    a half to a third of the steps.
 
     Args:
         model: Changed in place.
@@ -31,28 +40,27 @@ def fit(
         steps: How many steps.
         peak: Highest learning rate.
         state_file: Where to keep the state; read if it is there.
+        muon: Whether to use it.
     """
-    decay = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim > 1]
-    plain = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    first = _restore(model, optimizer, state_file)
+    optimizers = _optimizers(model, peak, muon)
+    first = _restore(model, optimizers, state_file)
     saved = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=state_file.stem, mininterval=10)
     model.train()
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = peak * _schedule(step, steps)
         report = step_loss(step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         report["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * _schedule(step, steps)
+            optimizer.step()
         if step % 20 == 0:
             shown = {name: f"{value.item():.3f}" for name, value in report.items()}
             progress.set_postfix(shown, refresh=False)
         if time.monotonic() - saved > SAVE_SECONDS or step == steps - 1:
-            _save(model, optimizer, step + 1, state_file)
+            _save(model, optimizers, step + 1, state_file)
             saved = time.monotonic()
     model.eval()
 
@@ -64,16 +72,40 @@ def _schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, state_file: Path) -> None:
+def _optimizers(model: nn.Module, peak: float, muon: bool) -> list[torch.optim.Optimizer]:
+    embeddings = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for weight in module.parameters()
+    }
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    between = [weight for weight in weights if muon and weight.ndim == 2 and id(weight) not in embeddings]
+    chosen = {id(weight) for weight in between}
+    rest = [weight for weight in weights if id(weight) not in chosen]
+    groups = [
+        {"params": [weight for weight in rest if weight.ndim > 1], "weight_decay": 0.05},
+        {"params": [weight for weight in rest if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))]
+    if between:
+        # Its updates are as large as AdamW's, so that both take the same learning rate.
+        optimizers.append(torch.optim.Muon(between, peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _save(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, state_file: Path) -> None:
     unfinished = state_file.with_suffix(".unfinished")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, unfinished)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": model.state_dict(), "optimizers": states, "step": step}, unfinished)
     unfinished.rename(state_file)
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state_file: Path) -> int:
+def _restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state_file: Path) -> int:
     if not state_file.exists():
         return 0
     state = torch.load(state_file, map_location=next(model.parameters()).device, weights_only=True)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(own)
     return int(state["step"])

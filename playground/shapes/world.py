@@ -10,7 +10,7 @@ The seeds of what a model is trained on and of what it is measured on come from 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,20 @@ class Thing:
     def name(self) -> str:
         """Color and shape, such as ``red star``."""
         return f"{self.color} {self.shape}"
+
+
+class Drawable(Protocol):
+    """A scene of this or another world."""
+
+    @property
+    def seed(self) -> int:
+        """It was made from."""
+
+    def render(self) -> Image.Image:
+        """Draw the picture."""
+
+    def coverage(self) -> NDArray[np.float32]:
+        """Share of every patch that each thing covers, (things, rows, columns)."""
 
 
 @dataclass(frozen=True, slots=True)

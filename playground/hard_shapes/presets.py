@@ -1,0 +1,22 @@
+"""How large everything is, per preset."""
+
+from playground.shapes.presets import PRESETS, Preset
+
+HARD_PRESETS = {
+    "full": Preset(
+        pictures=40_000,
+        clip_width=160,
+        clip_layers=5,
+        clip_steps=(6_000, 400),
+        clip_batch=32,
+        llama_width=192,
+        llama_layers=5,
+        text_steps=2_000,
+        text_batch=24,
+        stage1_samples=6_400,
+        stage2_samples=44_800,
+        stage2_batch=32,
+        held_out=4_000,
+    ),
+    "smoke": PRESETS["smoke"],
+}
