@@ -14,12 +14,15 @@ VOCABULARY = 600
 CONTEXT = 2048
 
 
-def train_llama_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedTokenizerBase:
+def train_llama_tokenizer(
+    texts: Iterable[str], folder: Path, vocabulary: int = VOCABULARY
+) -> PreTrainedTokenizerBase:
     """Learn a BPE vocabulary with byte fallback and write the files of a released checkpoint.
 
     Args:
         texts: Everything the model will read often, so that its words become single pieces.
         folder: Receives ``tokenizer.model``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
+        vocabulary: At most so many pieces.
 
     Returns:
         The tokenizer, read back from the folder.
@@ -29,7 +32,7 @@ def train_llama_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedToken
         sentence_iterator=iter(texts),
         model_writer=learned,
         model_type="bpe",
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=1.0,

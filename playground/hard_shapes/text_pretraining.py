@@ -1,0 +1,158 @@
+"""Train the small language model on crowded scenes in words, before it ever sees an image.
+
+As in `playground.shapes.text_pretraining`, but with drills in keywords for a longer beginning and now and
+then after: counting, above all, is learned from nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from llava.constants import IGNORE_INDEX
+from playground.hard_shapes.questions import KINDS, ask
+from playground.hard_shapes.scene import TRAIN, VALIDATION, Scene
+from playground.hard_shapes.text_samples import (
+    COLUMN_WORDS,
+    ROW_WORDS,
+    SIZE_WORDS,
+    Sample,
+    encode,
+    kept_patches,
+    make_sample,
+    vocabulary_texts,
+    word_ids,
+)
+from playground.shapes.llama_tokenizer import train_llama_tokenizer
+from playground.shapes.loop import Report, fit, pick_device
+from playground.shapes.presets import Preset
+from playground.shapes.text_pretraining import build_llama
+from playground.shapes.text_samples import NO_WORD, converse
+from playground.shapes.world import stream
+
+# Of the embeddings' width, for the words of an order that begin as waves.
+WAVE_SHARE = 0.25
+VOCABULARY = 900
+
+
+def collate(samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad samples on the right: words (samples, longest, most words), labels and mask (samples, longest)."""
+    most = max(len(position) for sample in samples for position in sample.words)
+    words = [
+        torch.tensor([[*position, *[NO_WORD] * (most - len(position))] for position in sample.words])
+        for sample in samples
+    ]
+    labels = [torch.tensor(sample.labels) for sample in samples]
+    mask = [torch.ones(len(sample.labels), dtype=torch.long) for sample in samples]
+    return (
+        pad_sequence(words, batch_first=True, padding_value=NO_WORD).to(device),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX).to(device),
+        pad_sequence(mask, batch_first=True).to(device),
+    )
+
+
+def embed(model: LlamaForCausalLM, words: Tensor) -> Tensor:
+    """Add up the embeddings of each position's words: (samples, length, width)."""
+    # As a bag of words per position, so that the embeddings of each need not be kept for the gradients.
+    table = model.get_input_embeddings().weight
+    flat = words.flatten(0, 1)
+    real = flat != NO_WORD
+    added = F.embedding_bag(flat.clamp(min=0), table, mode="sum", per_sample_weights=real.to(table.dtype))
+    return added.unflatten(0, words.shape[:2])
+
+
+def begin_in_order(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the embeddings of rows, columns and sizes begin as waves, so that neighbors are alike."""
+    table = model.get_input_embeddings().weight
+    width = table.shape[1]
+    count = int(WAVE_SHARE * width) // 2
+    with torch.no_grad():
+        for number, ordered in enumerate((ROW_WORDS, COLUMN_WORDS, SIZE_WORDS)):
+            lengths = torch.logspace(0, -1.2, count) * torch.pi
+            steps = torch.linspace(0, 1, len(ordered)).unsqueeze(1) / lengths.flip(0) * 1.5
+            waves = torch.cat([steps.sin(), steps.cos()], dim=1)
+            own = slice(number * 2 * count, (number + 1) * 2 * count)
+            values = torch.zeros(len(ordered), width)
+            values[:, own] = waves * table.std() / waves.std() / WAVE_SHARE**0.5
+            table[list(word_ids(ordered, tokenizer))] = values
+
+
+class TextPretraining:
+    """The loss of one step, from scenes made as needed."""
+
+    # Share of the steps, from the first, that are drills alone.
+    DRILLS = 0.35
+    FORMS = ("turns", "drill", "single", "caption", "turns", "drill", "single", "listing")
+    # Sequences per step by form, relative to the preset's batch: about as many positions each.
+    SHARE: ClassVar = {"drill": 1.3, "turns": 0.7, "single": 1.3, "caption": 1.3, "listing": 1.0}
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch = preset.text_batch
+        self._drills = int(self.DRILLS * preset.text_steps)
+
+    def step_loss(self, step: int) -> Report:
+        """Return cross-entropy on the answers of one step's samples, and the share of right tokens."""
+        form = "drill" if step < self._drills else self.FORMS[step % len(self.FORMS)]
+        count = max(1, int(self._batch * self.SHARE[form]))
+        # The upper half of the training range, so that these are not the scenes of the pictures.
+        first = TRAIN[len(TRAIN) // 2 + 2 * step * self._batch]
+        return self._loss([make_sample(first + row, form, self._tokenizer) for row in range(count)])
+
+    def _loss(self, samples: Sequence[Sample]) -> Report:
+        words, labels, mask = collate(samples, self._model.device)
+        with torch.autocast(self._model.device.type, torch.bfloat16):
+            logits = self._model(inputs_embeds=embed(self._model, words), attention_mask=mask).logits
+        learned = labels[:, 1:] != IGNORE_INDEX
+        chosen, target = logits[:, :-1][learned].float(), labels[:, 1:][learned]
+        right = (chosen.argmax(-1) == target).float().mean()
+        return {"loss": F.cross_entropy(chosen, target), "right": right}
+
+    @torch.inference_mode()
+    def test(self, count: int) -> dict[str, float]:
+        """Return the share of wholly right answers to single questions about validation scenes, by kind."""
+        right: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for seed in VALIDATION[-count:]:
+            sample, kind = make_single(seed, self._tokenizer)
+            right[kind].append(float(self._loss([sample])["right"] == 1))
+        return {kind: sum(several) / max(1, len(several)) for kind, several in right.items()}
+
+
+def make_single(seed: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Sample, str]:
+    """Return a single question about a whole scene as a sample, and its kind."""
+    scene, rng = Scene.from_seed(seed), stream(seed, "words")
+    question = ask(scene, rng, KINDS[seed % len(KINDS)])
+    return encode(converse([question]), kept_patches(scene, None, rng), tokenizer), question.kind
+
+
+def pretrain_text(preset: Preset, folder: Path) -> None:
+    """Train the language model on text and write it, with its tokenizer, in Llama's layout.
+
+    Args:
+        preset: Sizes.
+        folder: Receives the checkpoint and ``text_pretraining.json``; exists afterwards only if complete.
+    """
+    torch.manual_seed(0)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    tokenizer = train_llama_tokenizer(vocabulary_texts(500), unfinished, VOCABULARY)
+    model = build_llama(preset, len(tokenizer))
+    model.set_attn_implementation("eager")  # whose backward pass is faster on a CPU, at these lengths
+    begin_in_order(model, tokenizer)
+    model.to(pick_device())
+    training = TextPretraining(model, tokenizer, preset)
+    state = unfinished.with_name("text.state")
+    fit(model, training.step_loss, preset.text_steps, 2e-3, state, muon=True)
+    right = training.test(min(800, 8 * preset.text_steps))
+    print(f"text pretraining: {json.dumps(right)} of single questions right", flush=True)
+    (unfinished / "text_pretraining.json").write_text(json.dumps({"validation_single_right": right}))
+    model.save_pretrained(unfinished)
+    unfinished.rename(folder)
