@@ -2,7 +2,7 @@
 
 from playground.shapes.presets import PRESETS, Preset
 
-HARD_PRESETS = {
+HARD_PRESETS = {  # as `build.sh` calls them
     "full": Preset(
         pictures=40_000,
         clip_width=160,
@@ -18,5 +18,5 @@ HARD_PRESETS = {
         stage2_batch=32,
         held_out=4_000,
     ),
-    "smoke": PRESETS["smoke"],
+    "full-smoke": PRESETS["smoke"],
 }

@@ -34,6 +34,8 @@ READABLE, BADGE, WRITTEN = 36, 0.56, 0.7
 # Of a thing's bounding square, at most this share lies behind another's; so many stand close to another one.
 HIDDEN, CLOSE = 0.25, 0.3
 TRIES = 60
+# A patch shows a thing that covers this share of it, or of which no patch shows more.
+SHOWN_SHARE = 0.3
 
 TRAIN = range(10_000_000, 20_000_000)
 VALIDATION = range(1_100_000_000, 1_110_000_000)
@@ -117,6 +119,30 @@ class Scene:
 
     def _from_back_to_front(self) -> list[int]:
         return sorted(range(len(self.things)), key=lambda index: -self.things[index].size)
+
+
+def center_patches(
+    things: Sequence[Thing], shares: NDArray[np.float32], patches: NDArray[np.int64]
+) -> list[int]:
+    """Return for each thing the patch nearest to its center, of those that show it: by them it is counted.
+
+    The patch at the center itself may show the hole of a ring, or what stands in front.
+
+    Args:
+        things: T of them.
+        shares: Of N patches that each thing covers, (T, N).
+        patches: Which patches these are, in raster order, (N,).
+    """
+    front = shares.argmax(axis=0)
+    rows, columns = np.divmod(patches, GRID)
+    centers = []
+    for index, thing in enumerate(things):
+        own = shares[index] * (front == index) if (front == index).any() else shares[index]
+        distance = np.square(columns * PATCH + PATCH / 2 - thing.x) + np.square(
+            rows * PATCH + PATCH / 2 - thing.y
+        )
+        centers.append(int(patches[np.where(own >= min(SHOWN_SHARE, own.max()), distance, np.inf).argmin()]))
+    return centers
 
 
 def _sizes(count: int, rng: np.random.Generator) -> list[float]:

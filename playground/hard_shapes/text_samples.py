@@ -1,10 +1,10 @@
 """Samples of the text pretraining: crowded scenes in words, with questions about them, as tokens.
 
 A picture is one position per patch that shows a thing, whose embedding is the sum of those of several words:
-color, shape, the character on it, the patch's row and column, how large the thing is, and whether its center
-is here. That is as near as text comes to visual tokens, which carry all of that at once. Rows, columns and
-sizes are words of their own (``ra`` to ``rx``, ``ca`` to ``cx``, ``sa`` to ``sh``), which also stand in the
-listings that the projector is trained on.
+color, shape, the character on it, the patch's row and column, how large the thing is, and whether this is
+the patch at its center. That is as near as text comes to visual tokens, which carry all of that at once.
+Rows, columns and sizes are words of their own (``ra`` to ``rx``, ``ca`` to ``cx``, ``sa`` to ``sh``), which
+also stand in the listings that the projector is trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava.conversation import Conversation
 from llava.tokenizer import ids_and_spans
 from playground.hard_shapes.glyphs import CHARACTERS
 from playground.hard_shapes.questions import KINDS, ask, ask_several, describe, references
-from playground.hard_shapes.scene import GRID, PATCH, SIZES, TRAIN, Scene
+from playground.hard_shapes.scene import GRID, PATCH, SHOWN_SHARE, SIZES, TRAIN, Scene, center_patches
 from playground.shapes.questions import SHORT_ANSWER, Question
 from playground.shapes.text_samples import NOTHING, caption, converse
 from playground.shapes.world import COLORS, SHAPES, Thing, stream
@@ -32,8 +32,6 @@ ROW_WORDS = tuple(f"r{letter}" for letter in ascii_lowercase[:GRID])
 COLUMN_WORDS = tuple(f"c{letter}" for letter in ascii_lowercase[:GRID])
 SIZE_WORDS = tuple(f"s{letter}" for letter in ascii_lowercase[:8])
 CENTER = "core"
-# A patch is said to show a thing that covers this share of it, or that covers no other patch more.
-SHOWN_SHARE = 0.3
 DRILL_QUESTIONS = 16
 KEYWORDS = {
     **{"color": "color", "shape": "shape", "presence": "there", "count": "count", "character": "read"},
@@ -75,6 +73,7 @@ def patch_words(scene: Scene) -> dict[int, tuple[int, Patch]]:
     shares = scene.coverage().reshape(len(scene.things), -1)
     front, shown = shares.argmax(axis=0), shares.max(axis=0) > SHOWN_SHARE
     shown[shares.argmax(axis=1)] = True
+    centers = center_patches(scene.things, shares, np.arange(GRID * GRID))
     found = {}
     for patch in np.flatnonzero(shown).tolist():
         thing = scene.things[front[patch]]
@@ -82,7 +81,7 @@ def patch_words(scene: Scene) -> dict[int, tuple[int, Patch]]:
         words = [thing.color, thing.shape, ROW_WORDS[row], COLUMN_WORDS[column], size_word(thing.size)]
         if thing.character:
             words.append(thing.character)
-        if (int(thing.y // PATCH), int(thing.x // PATCH)) == (row, column):
+        if centers[front[patch]] == patch:
             words.append(CENTER)
         found[patch] = int(front[patch]), tuple(words)
     return found

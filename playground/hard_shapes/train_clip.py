@@ -26,7 +26,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from playground.hard_shapes.glyphs import CHARACTERS
 from playground.hard_shapes.questions import KINDS, TEMPLATES, ask, describe
-from playground.hard_shapes.scene import GRID, MOST_THINGS, PATCH, SIZE, TRAIN, Scene
+from playground.hard_shapes.scene import GRID, MOST_THINGS, PATCH, SIZE, TRAIN, Scene, center_patches
 from playground.shapes.clip_losses import COVERED, FREE, attribute_loss, contrastive_loss, naming_loss
 from playground.shapes.clip_model import build_clip, encode_texts, normalize, preprocessor
 from playground.shapes.clip_tokenizer import train_clip_tokenizer
@@ -262,10 +262,12 @@ def _probe_losses(probed: Tensor, batch: Batch) -> Report:
     place = place + F.cross_entropy(column.flatten(0, 1), (batch.patches % GRID).flatten())
     centers = torch.full(batch.coverage.shape[:2], -1, dtype=torch.long)
     sizes = torch.zeros(batch.coverage.shape[:2])
+    shares, patches = batch.coverage.cpu().numpy(), batch.patches.cpu().numpy()
     for number, scene in enumerate(batch.scenes):
-        for index, thing in enumerate(scene.things):
-            centers[number, index] = int(thing.y // PATCH) * GRID + int(thing.x // PATCH)
-            sizes[number, index] = math.log(thing.size / PATCH)
+        count = len(scene.things)
+        own = center_patches(scene.things, shares[number, :count], patches[number])
+        centers[number, :count] = torch.tensor(own)
+        sizes[number, :count] = torch.tensor([math.log(thing.size / PATCH) for thing in scene.things])
     device = probed.device
     is_center = (batch.patches.unsqueeze(1) == centers.to(device).unsqueeze(-1)).any(1)
     share, thing_index = batch.coverage.max(1)

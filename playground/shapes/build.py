@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llava.errors import UserError
 from llava.options import CommandParser
 from llava.utils import exit_on_user_error
+from playground.hard_shapes.presets import HARD_PRESETS
 from playground.shapes.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="build.sh",
         description="Make the shapes checkpoints from nothing. Run it again to go on after a stop.",
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="small", help="sizes (default: small)")
+    parser.add_argument(
+        "--preset",
+        choices=sorted({**PRESETS, **HARD_PRESETS}),
+        default="small",
+        help="sizes; full is of crowded scenes (default: small)",
+    )
     parser.add_argument("--work", type=Path, help="folder of all that lies between (default: build/PRESET)")
     parser.add_argument(
         "--output",
@@ -50,20 +56,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder of the checkpoints (default: WORK/checkpoints)",
     )
     parser.add_argument(
-        "--reduction",
-        default="TRIM:-1",
+        "--reductions",
+        nargs="+",
         metavar="SETTING",
-        help="what the language model is trained with; another than TRIM:-1 makes a checkpoint of that name, "
-        "such as llava-shapes-none, beside it (default: TRIM:-1)",
+        help="what language models are trained with; another than TRIM:-1 makes a checkpoint of that name, "
+        "such as llava-shapes-none (default: TRIM:-1; of crowded scenes none and TRIM:-1)",
     )
     arguments = parser.parse_args(argv)
     # Only now: these take seconds, and --help needs none of them.
     import torch
 
     from llava.model.multimodal_encoder.reducers.registry import parse_reduction
+    from playground.hard_shapes.plan import plan as plan_hard
     from playground.shapes.plan import plan
 
-    reduction = str(parse_reduction(arguments.reduction))
+    is_hard = arguments.preset in HARD_PRESETS
+    asked_for = arguments.reductions or (["none", "TRIM:-1"] if is_hard else ["TRIM:-1"])
+    reductions = tuple(str(parse_reduction(setting)) for setting in asked_for)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     work = (arguments.work or HERE / "build" / arguments.preset).resolve()
     output = (arguments.output or work / "checkpoints").resolve()
@@ -71,7 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {work} could not be made: {error.strerror}") from error
-    build(plan(PRESETS[arguments.preset], work, output, reduction))
+    steps = (
+        plan_hard(HARD_PRESETS[arguments.preset], work, output, reductions)
+        if is_hard
+        else plan(PRESETS[arguments.preset], work, output, reductions)
+    )
+    build(steps)
     print(f"checkpoints in {output}", flush=True)
 
 

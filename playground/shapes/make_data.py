@@ -24,7 +24,7 @@ def stage1_sample(number: int, pictures: int) -> dict[str, Any]:
     """A picture and its description, in LLaVA's format."""
     seed = TRAIN[number % pictures]
     question = ask_description(Scene.from_seed(seed), stream(seed, "words"))
-    return _sample(number, seed, [question])
+    return conversation_sample(number, seed, [question])
 
 
 def stage2_sample(number: int, pictures: int, batch: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def stage2_sample(number: int, pictures: int, batch: int) -> dict[str, Any]:
     questions = ask_several(scene, rng, 1 if single else TURNS)
     if rng.random() < (0.06 if single else 0.3):
         questions[-1] = ask_description(scene, rng)
-    return _sample(number, seed, questions)
+    return conversation_sample(number, seed, questions)
 
 
 def write_json(samples: Iterable[dict[str, Any]], path: Path) -> None:
@@ -51,7 +51,8 @@ def write_json(samples: Iterable[dict[str, Any]], path: Path) -> None:
     unfinished.rename(path)
 
 
-def _sample(number: int, seed: int, questions: Sequence[Question]) -> dict[str, Any]:
+def conversation_sample(number: int, seed: int, questions: Sequence[Question]) -> dict[str, Any]:
+    """Return questions about the picture of a seed, in LLaVA's format."""
     turns = []
     for index, question in enumerate(questions):
         image = "" if index else "<image>\n"

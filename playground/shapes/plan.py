@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -42,20 +43,17 @@ class Step:
     run: Callable[[], None]
 
 
-def plan(preset: Preset, work: Path, output: Path, reduction: str = REDUCTION) -> list[Step]:
+def plan(preset: Preset, work: Path, output: Path, reductions: tuple[str, ...] = (REDUCTION,)) -> list[Step]:
     """The steps of a build, in order.
 
     Args:
         preset: Sizes.
         work: Folder of everything in between.
-        output: Receives the two checkpoints.
-        reduction: What the language model is trained with.
+        output: Receives the checkpoints.
+        reductions: What the language model is trained with; each makes a checkpoint.
     """
-    pictures, clip, llama = work / "pictures", work / CLIP, work / "llama"
-    suffix = "" if reduction == REDUCTION else f"-{reduction.replace(':', '-')}"
-    stage1, stage2 = work / f"stage1{suffix}", work / f"stage2{suffix}"
+    pictures, clip, llama = work / "pictures", work / "clip-shapes", work / "llama"
     captions, questions = work / "stage1.json", work / "stage2.json"
-    projector = stage1 / "mm_projector.bin"
 
     def write_captions() -> None:
         write_json((stage1_sample(n, preset.pictures) for n in range(preset.stage1_samples)), captions)
@@ -72,16 +70,48 @@ def plan(preset: Preset, work: Path, output: Path, reduction: str = REDUCTION) -
         Step("text pretraining", llama, lambda: pretrain_text(preset, llama)),
         Step("captions", captions, write_captions),
         Step("questions", questions, write_questions),
-        Step("stage 1", stage1, lambda: run_stage1(work, reduction, stage1)),
-        Step("stage 2", stage2, lambda: run_stage2(work, reduction, projector, preset.stage2_batch, stage2)),
-        Step("checkpoints", None, lambda: ship(clip, stage2, output, LLAVA + suffix)),
+        *train_llava(preset, work, output, reductions, CLIP, LLAVA),
     ]
 
 
-def ship(clip: Path, stage2: Path, output: Path, name: str) -> None:
+def train_llava(
+    preset: Preset, work: Path, output: Path, reductions: Sequence[str], clip_name: str, name: str
+) -> list[Step]:
+    """Both stages and the checkpoint, for each reduction.
+
+    Args:
+        preset: Sizes.
+        work: Has everything that they take.
+        output: Receives the checkpoints.
+        reductions: What the language model is trained with.
+        clip_name: Of CLIP's folder in ``output``.
+        name: Of a LLaVA's folder, followed by the reduction unless that is TRIM's own count.
+    """
+    steps = []
+    for reduction in reductions:
+        suffix = "" if reduction == REDUCTION else f"-{reduction.replace(':', '-')}"
+        stage1, stage2 = work / f"stage1{suffix}", work / f"stage2{suffix}"
+        projector = stage1 / "mm_projector.bin"
+        steps += [
+            Step(f"stage 1, {reduction}", stage1, partial(run_stage1, work, reduction, stage1)),
+            Step(
+                f"stage 2, {reduction}",
+                stage2,
+                partial(run_stage2, work, reduction, projector, preset.stage2_batch, stage2),
+            ),
+            Step(
+                f"checkpoint, {reduction}",
+                None,
+                partial(ship, work / "clip-shapes", stage2, output, clip_name, name + suffix),
+            ),
+        ]
+    return steps
+
+
+def ship(clip: Path, stage2: Path, output: Path, clip_name: str, name: str) -> None:
     """Copy CLIP and a LLaVA to where they are used from, in half precision, CLIP's weights only once."""
     output.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(clip, output / CLIP, dirs_exist_ok=True)
+    shutil.copytree(clip, output / clip_name, dirs_exist_ok=True)
     folder = output / name
     folder.mkdir(exist_ok=True)
     for file_name in SHIPPED:
@@ -89,7 +119,7 @@ def ship(clip: Path, stage2: Path, output: Path, name: str) -> None:
             shutil.copy(stage2 / file_name, folder / file_name)
     config = json.loads((stage2 / "config.json").read_text())
     # Beside the checkpoint, wherever both are moved to.
-    config |= {"mm_vision_tower": CLIP, "torch_dtype": "float16", "use_cache": True}
+    config |= {"mm_vision_tower": clip_name, "torch_dtype": "float16", "use_cache": True}
     config.pop("dtype", None)
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -98,5 +128,5 @@ def ship(clip: Path, stage2: Path, output: Path, name: str) -> None:
     unfinished = folder / "unfinished"
     save_file(own, unfinished, metadata={"format": "pt"})
     unfinished.rename(folder / "model.safetensors")
-    for file in (*output.glob(f"{CLIP}/*"), *folder.iterdir()):
+    for file in (*output.glob(f"{clip_name}/*"), *folder.iterdir()):
         file.chmod(0o644)  # safetensors leaves its files to their owner alone

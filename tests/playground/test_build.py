@@ -1,9 +1,11 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from playground.hard_shapes.presets import HARD_PRESETS
 from playground.shapes.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -12,17 +14,27 @@ BUILD = ROOT / "playground" / "shapes" / "build.sh"
 
 def test_help_names_the_presets():
     told = subprocess.run(["bash", BUILD, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in told for name in PRESETS)
+    assert all(name in told for name in (*PRESETS, *HARD_PRESETS))
 
 
 @pytest.mark.slow
-def test_smoke_build_makes_a_model_that_answers_and_is_not_made_twice(tmp_path):
-    command = ["bash", BUILD, "--preset", "smoke", "--work", tmp_path]
+@pytest.mark.parametrize(
+    ("preset", "models", "steps"),
+    [
+        ("smoke", ["llava-shapes"], 7),
+        ("full-smoke", ["llava-hard-shapes", "llava-hard-shapes-none"], 9),
+    ],
+)
+def test_smoke_builds_make_models_that_answer_and_are_not_made_twice(preset, models, steps, tmp_path):
+    command = ["bash", BUILD, "--preset", preset, "--work", tmp_path]
     subprocess.run(command, check=True, timeout=600)
     ask = "import sys; from llava.main import main; sys.exit(main())"
-    checkpoint = tmp_path / "checkpoints" / "llava-shapes"
-    picture = ROOT / "images" / "shapes.png"
-    arguments = ["ask", "--model-path", checkpoint, "--image", picture, "What color is the star?"]
-    subprocess.run([sys.executable, "-c", ask, *arguments], check=True, cwd=ROOT, timeout=120)
+    for model in models:
+        checkpoint = tmp_path / "checkpoints" / model
+        picture = ROOT / "images" / "shapes.png"
+        arguments = ["ask", "--model-path", checkpoint, "--image", picture, "What color is the star?"]
+        subprocess.run([sys.executable, "-c", ask, *arguments], check=True, cwd=ROOT, timeout=120)
+        reduction = json.loads((checkpoint / "config.json").read_text())["mm_vision_token_reduce_func"]
+        assert reduction == ("none" if model.endswith("none") else "TRIM:-1")
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert again.count("there already") == 7
+    assert again.count("there already") == steps
