@@ -89,8 +89,7 @@ def train_llava(
     """
     steps = []
     for reduction in reductions:
-        suffix = "" if reduction == REDUCTION else f"-{reduction.replace(':', '-')}"
-        stage1, stage2 = work / f"stage1{suffix}", work / f"stage2{suffix}"
+        stage1, stage2 = stage_folders(work, reduction)
         projector = stage1 / "mm_projector.bin"
         steps += [
             Step(f"stage 1, {reduction}", stage1, partial(run_stage1, work, reduction, stage1)),
@@ -102,10 +101,21 @@ def train_llava(
             Step(
                 f"checkpoint, {reduction}",
                 None,
-                partial(ship, work / "clip-shapes", stage2, output, clip_name, name + suffix),
+                partial(ship, work / "clip-shapes", stage2, output, clip_name, name + suffix_of(reduction)),
             ),
         ]
     return steps
+
+
+def suffix_of(reduction: str) -> str:
+    """Return what names of folders end in, of what was trained with this reduction."""
+    return "" if reduction == REDUCTION else f"-{reduction.replace(':', '-')}"
+
+
+def stage_folders(work: Path, reduction: str) -> tuple[Path, Path]:
+    """Return what the two stages leave behind in a build's folder."""
+    suffix = suffix_of(reduction)
+    return work / f"stage1{suffix}", work / f"stage2{suffix}"
 
 
 def ship(clip: Path, stage2: Path, output: Path, clip_name: str, name: str) -> None:

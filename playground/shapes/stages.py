@@ -48,7 +48,9 @@ def run_stage1(work: Path, reduction: str, output: Path) -> None:
     _train(work, output, own)
 
 
-def run_stage2(work: Path, reduction: str, projector: Path, batch: int, output: Path) -> None:
+def run_stage2(
+    work: Path, reduction: str, projector: Path, batch: int, output: Path, questions: Path | None = None
+) -> None:
     """Train projector and language model on questions.
 
     Args:
@@ -57,11 +59,12 @@ def run_stage2(work: Path, reduction: str, projector: Path, batch: int, output: 
         projector: What stage 1 wrote.
         batch: Samples per step.
         output: Receives the checkpoint; exists afterwards only if complete.
+        questions: The training set, instead of ``stage2.json``.
     """
     own = {
         "version": "v1",
         "mm_vision_token_reduce_func": reduction,
-        "data_path": work / "stage2.json",
+        "data_path": questions or work / "stage2.json",
         "pretrain_mm_mlp_adapter": projector,
         "per_device_train_batch_size": batch,
         # The file's own order: its batches hold samples of one length.

@@ -38,3 +38,8 @@ def test_smoke_builds_make_models_that_answer_and_are_not_made_twice(preset, mod
         assert reduction == ("none" if model.endswith("none") else "TRIM:-1")
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert again.count("there already") == steps
+    if preset == "full-smoke":  # what was built is also what trials of single kinds begin with
+        trial = [sys.executable, "-m", "playground.hard_shapes.recipe", "--work", tmp_path, "--samples", "8"]
+        trial += ["--kinds", "count", "--questions", "2"]
+        told = subprocess.run(trial, capture_output=True, text=True, check=True, cwd=ROOT, timeout=300).stdout
+        assert told.splitlines()[-1].startswith("| count | 8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
-from playground.hard_shapes import train_clip
+from playground.hard_shapes import recipe, train_clip
 from playground.hard_shapes.glyphs import CHARACTERS
 from playground.hard_shapes.make_data import stage1_sample, stage2_sample
 from playground.hard_shapes.presets import HARD_PRESETS
@@ -273,6 +273,11 @@ def test_data_of_both_stages_are_llavas():
     json.dumps([first, several])
     # A picture returns with other questions.
     assert stage2_sample(1, 10, 4)["conversations"] != stage2_sample(11, 10, 4)["conversations"]
+
+
+def test_a_trial_of_one_kind_says_what_it_needs(tmp_path, capsys):
+    assert recipe.main(["--work", str(tmp_path)]) == 2
+    assert "lacks clip-shapes: run build.sh --preset full" in capsys.readouterr().err
 
 
 def test_questions_of_one_kind_can_be_had():
