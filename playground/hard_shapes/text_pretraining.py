@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ from playground.hard_shapes.text_samples import (
     word_ids,
 )
 from playground.shapes.llama_tokenizer import train_llama_tokenizer
-from playground.shapes.loop import Report, fit, pick_device
+from playground.shapes.loop import Ahead, Report, fit, pick_device
 from playground.shapes.presets import Preset
 from playground.shapes.text_pretraining import build_llama
 from playground.shapes.text_samples import NO_WORD, converse
@@ -43,7 +44,7 @@ WAVE_SHARE = 0.25
 VOCABULARY = 900
 
 
-def collate(samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     """Pad samples on the right: words (samples, longest, most words), labels and mask (samples, longest)."""
     most = max(len(position) for sample in samples for position in sample.words)
     words = [
@@ -53,9 +54,9 @@ def collate(samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Te
     labels = [torch.tensor(sample.labels) for sample in samples]
     mask = [torch.ones(len(sample.labels), dtype=torch.long) for sample in samples]
     return (
-        pad_sequence(words, batch_first=True, padding_value=NO_WORD).to(device),
-        pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX).to(device),
-        pad_sequence(mask, batch_first=True).to(device),
+        pad_sequence(words, batch_first=True, padding_value=NO_WORD),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        pad_sequence(mask, batch_first=True),
     )
 
 
@@ -85,8 +86,17 @@ def begin_in_order(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) 
             table[list(word_ids(ordered, tokenizer))] = values
 
 
-class TextPretraining:
-    """The loss of one step, from scenes made as needed."""
+Collated = tuple[Tensor, Tensor, Tensor]
+"""Words, labels and mask of a batch; see `collate`."""
+
+
+class TextBatches:
+    """Makes the batch of a step from scenes, as needed.
+
+    Args:
+        tokenizer: The language model's.
+        preset: Sizes.
+    """
 
     # Share of the steps, from the first, that are drills alone.
     DRILLS = 0.35
@@ -94,37 +104,41 @@ class TextPretraining:
     # Sequences per step by form, relative to the preset's batch: about as many positions each.
     SHARE: ClassVar = {"drill": 1.3, "turns": 0.7, "single": 1.3, "caption": 1.3, "listing": 1.0}
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
-        self._model = model
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
         self._tokenizer = tokenizer
         self._batch = preset.text_batch
         self._drills = int(self.DRILLS * preset.text_steps)
 
-    def step_loss(self, step: int) -> Report:
-        """Return cross-entropy on the answers of one step's samples, and the share of right tokens."""
+    def prepare(self, step: int) -> Collated:
+        """Return the samples of a step, of one form."""
         form = "drill" if step < self._drills else self.FORMS[step % len(self.FORMS)]
         count = max(1, int(self._batch * self.SHARE[form]))
         # The upper half of the training range, so that these are not the scenes of the pictures.
         first = TRAIN[len(TRAIN) // 2 + 2 * step * self._batch]
-        return self._loss([make_sample(first + row, form, self._tokenizer) for row in range(count)])
+        return collate([make_sample(first + row, form, self._tokenizer) for row in range(count)])
 
-    def _loss(self, samples: Sequence[Sample]) -> Report:
-        words, labels, mask = collate(samples, self._model.device)
-        with torch.autocast(self._model.device.type, torch.bfloat16):
-            logits = self._model(inputs_embeds=embed(self._model, words), attention_mask=mask).logits
-        learned = labels[:, 1:] != IGNORE_INDEX
-        chosen, target = logits[:, :-1][learned].float(), labels[:, 1:][learned]
-        right = (chosen.argmax(-1) == target).float().mean()
-        return {"loss": F.cross_entropy(chosen, target), "right": right}
 
-    @torch.inference_mode()
-    def test(self, count: int) -> dict[str, float]:
-        """Return the share of wholly right answers to single questions about validation scenes, by kind."""
-        right: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for seed in VALIDATION[-count:]:
-            sample, kind = make_single(seed, self._tokenizer)
-            right[kind].append(float(self._loss([sample])["right"] == 1))
-        return {kind: sum(several) / max(1, len(several)) for kind, several in right.items()}
+def answer_loss(model: LlamaForCausalLM, batch: Collated) -> Report:
+    """Return cross-entropy on the answers of a batch, and the share of right tokens in them."""
+    words, labels, mask = (one.to(model.device) for one in batch)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        logits = model(inputs_embeds=embed(model, words), attention_mask=mask).logits
+    learned = labels[:, 1:] != IGNORE_INDEX
+    chosen, target = logits[:, :-1][learned].float(), labels[:, 1:][learned]
+    right = (chosen.argmax(-1) == target).float().mean()
+    return {"loss": F.cross_entropy(chosen, target), "right": right}
+
+
+@torch.inference_mode()
+def right_by_kind(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int
+) -> dict[str, float]:
+    """Return the share of wholly right answers to single questions about validation scenes, by kind."""
+    right: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for seed in VALIDATION[-count:]:
+        sample, kind = make_single(seed, tokenizer)
+        right[kind].append(float(answer_loss(model, collate([sample]))["right"] == 1))
+    return {kind: sum(several) / max(1, len(several)) for kind, several in right.items()}
 
 
 def make_single(seed: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Sample, str]:
@@ -148,10 +162,11 @@ def pretrain_text(preset: Preset, folder: Path) -> None:
     model.set_attn_implementation("eager")  # whose backward pass is faster on a CPU, at these lengths
     begin_in_order(model, tokenizer)
     model.to(pick_device())
-    training = TextPretraining(model, tokenizer, preset)
+    batches = TextBatches(tokenizer, preset)
     state = unfinished.with_name("text.state")
-    fit(model, training.step_loss, preset.text_steps, 2e-3, state, muon=True)
-    right = training.test(min(800, 8 * preset.text_steps))
+    work = Ahead(batches.prepare, partial(answer_loss, model))
+    fit(model, work, preset.text_steps, 2e-3, state, muon=True)
+    right = right_by_kind(model, tokenizer, min(800, 8 * preset.text_steps))
     print(f"text pretraining: {json.dumps(right)} of single questions right", flush=True)
     (unfinished / "text_pretraining.json").write_text(json.dumps({"validation_single_right": right}))
     model.save_pretrained(unfinished)

@@ -1,12 +1,16 @@
 """A small training loop that can be interrupted and goes on where it was."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 SAVE_SECONDS = 60.0
@@ -19,9 +23,42 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def workers() -> int:
+    """Return how many processes may prepare steps: none where two processors have enough to do."""
+    count = os.cpu_count() or 1
+    return min(12, count - 2) if count > 2 else 0
+
+
+class _Steps(Dataset[Any]):
+    """What is prepared for steps, in their order."""
+
+    def __init__(self, prepare: Callable[[int], Any], steps: range) -> None:
+        self._prepare, self._steps = prepare, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._prepare(self._steps[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A loss whose data can be made ahead.
+
+    Attributes:
+        prepare: From the number of a step to its data; run in other processes where there are processors for
+            them, so that a GPU need not wait.
+        loss: From the data of a step to its report.
+    """
+
+    prepare: Callable[[int], Any]
+    loss: Callable[[Any], Report]
+
+
 def fit(
     model: nn.Module,
-    step_loss: Callable[[int], Report],
+    step_loss: Callable[[int], Report] | Ahead,
     steps: int,
     peak: float,
     state_file: Path,
@@ -45,10 +82,13 @@ def fit(
     optimizers = _optimizers(model, peak, muon)
     first = _restore(model, optimizers, state_file)
     saved = time.monotonic()
-    progress = tqdm(range(first, steps), initial=first, total=steps, desc=state_file.stem, mininterval=10)
+    work = step_loss if isinstance(step_loss, Ahead) else Ahead(int, step_loss)
+    count = workers() if isinstance(step_loss, Ahead) else 0
+    data = DataLoader(_Steps(work.prepare, range(first, steps)), batch_size=None, num_workers=count)
+    progress = tqdm(data, initial=first, total=steps, desc=state_file.stem, mininterval=10)
     model.train()
-    for step in progress:
-        report = step_loss(step)
+    for step, prepared in enumerate(progress, start=first):
+        report = work.loss(prepared)
         model.zero_grad(set_to_none=True)
         report["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,6 +9,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX
 from playground.hard_shapes import recipe, train_clip
+from playground.hard_shapes.clip_batches import NAMES, SEEN_PATCHES, ClipBatches, cut_patches, world_texts
 from playground.hard_shapes.glyphs import CHARACTERS
 from playground.hard_shapes.make_data import stage1_sample, stage2_sample
 from playground.hard_shapes.presets import HARD_PRESETS
@@ -16,11 +17,13 @@ from playground.hard_shapes.questions import KINDS, ask
 from playground.hard_shapes.scene import GRID, PATCH, SIZE, TRAIN, Scene
 from playground.hard_shapes.text_pretraining import (
     VOCABULARY,
-    TextPretraining,
+    TextBatches,
+    answer_loss,
     begin_in_order,
     collate,
     embed,
     make_single,
+    right_by_kind,
 )
 from playground.hard_shapes.text_samples import (
     CENTER,
@@ -150,7 +153,7 @@ def test_a_listing_says_all_of_every_thing(scenes):
 def test_a_position_is_the_sum_of_its_words_and_padding_is_not_learned(tokenizer):
     model = build_llama(SMOKE, len(tokenizer))
     samples = [make_sample(seed, form, tokenizer) for seed, form in zip(TRAIN[:5], FORMS, strict=True)]
-    words, labels, mask = collate(samples, torch.device("cpu"))
+    words, labels, mask = collate(samples)
     lengths = [len(sample.labels) for sample in samples]
     assert mask.sum(1).tolist() == lengths
     assert (labels[mask == 0] == IGNORE_INDEX).all()
@@ -176,35 +179,43 @@ def test_rows_columns_and_sizes_begin_in_order(tokenizer):
 def test_a_step_of_text_pretraining_learns(tokenizer):
     torch.manual_seed(0)
     model = build_llama(SMOKE, len(tokenizer))
-    training = TextPretraining(model, tokenizer, SMOKE)
-    first, again = training.step_loss(0)["loss"], training.step_loss(0)["loss"]
-    assert first == again  # a resumed run repeats it
-    first.backward()
+    batches = TextBatches(tokenizer, SMOKE)
+    first, again = batches.prepare(0), batches.prepare(0)
+    assert all(map(torch.equal, first, again))  # a resumed run repeats it
+    answer_loss(model, first)["loss"].backward()
     assert all(weight.grad is not None for weight in model.parameters())
-    assert set(training.test(16)) == set(KINDS)
+    assert set(right_by_kind(model, tokenizer, 16)) == set(KINDS)
     sample, kind = make_single(TRAIN[3], tokenizer)
     assert kind == KINDS[TRAIN[3] % len(KINDS)]
     assert sum(label >= 0 for label in sample.labels) >= 2
 
 
 @pytest.fixture(scope="module")
-def learner(tmp_path_factory):
+def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
-    clip_tokenizer = train_clip_tokenizer(train_clip.world_texts(50), 300, folder)
+    clip_tokenizer = train_clip_tokenizer(world_texts(50), 300, folder)
     model = build_clip(SMOKE, clip_tokenizer, SIZE)
     train_clip.begin_near(model)
     draw_pictures(folder / "pictures", 16, train_clip.HARD_WORLD)
-    learner = train_clip.Learner(model)
-    return train_clip.ClipTraining(learner, clip_tokenizer, folder / "pictures", SMOKE)
+    return train_clip.Learner(model), ClipBatches(clip_tokenizer, folder / "pictures", SMOKE)
 
 
-def test_some_patches_are_seen_as_the_whole_tower_sees_them(learner):
-    model = learner.learner.clip.eval()
+def scenes_of(batches, step):
+    """Return the scenes of a step, as it draws them."""
+    rows = np.random.default_rng([11, step]).choice(16, SMOKE.clip_batch, replace=False)
+    return [Scene.from_seed(TRAIN[row]) for row in rows]
+
+
+WHOLE = SMOKE.clip_steps[0]  # the first step that sees whole pictures
+
+
+def test_some_patches_are_seen_as_the_whole_tower_sees_them(clip):
+    model = clip[0].clip.eval()
     pictures = np.stack([np.asarray(Scene.from_seed(seed).render()) for seed in TRAIN[:2]])
     every = np.tile(np.arange(GRID * GRID), (2, 1))
     with torch.no_grad():
-        pixels = train_clip.cut_patches(pictures, every)
+        pixels = cut_patches(pictures, every)
         hidden, joint, pooled = train_clip.encode_picture(model, pixels, torch.from_numpy(every))
         expected = model.vision_model(normalize(pictures), output_hidden_states=True)
         own = expected.hidden_states[-2][:, 1:]
@@ -213,9 +224,8 @@ def test_some_patches_are_seen_as_the_whole_tower_sees_them(learner):
     assert (joint - model.visual_projection(model.vision_model.post_layernorm(own))).abs().max() < 2e-5
 
 
-def test_heads_begin_by_looking_nearby(learner):
-    model = learner.learner.clip
-    tower = model.vision_model
+def test_heads_begin_by_looking_nearby(clip):
+    tower = clip[0].clip.vision_model
     hidden = tower.pre_layrnorm(tower.embeddings.position_embedding.weight[1:])
     attention = tower.encoder.layers[0].self_attn
     head = attention.head_dim
@@ -226,39 +236,48 @@ def test_heads_begin_by_looking_nearby(learner):
     assert scores[13, 12] > scores[18, 12]
 
 
-def test_a_step_of_clip_has_all_its_losses_and_repeats_itself(learner):
-    report, again = learner.step_loss(0), learner.step_loss(0)
+def test_a_step_of_clip_has_all_its_losses_and_repeats_itself(clip):
+    learner, batches = clip
+    report, again = (learner.losses(batches.prepare(0)) for _ in range(2))
     assert report.keys() == {"loss", *train_clip.WEIGHTS}
     assert report["loss"] == again["loss"]
     assert all(math.isfinite(value.detach()) for value in report.values())
     report["loss"].backward()
-    assert learner.learner.probe.weight.grad.abs().sum() > 0
+    assert learner.probe.weight.grad.abs().sum() > 0
 
 
-def test_what_shares_a_word_is_not_told_to_be_unlike_it(learner):
-    batch = learner._draw_batch(np.random.default_rng(0), whole=True)
-    questions = [
-        [ask(scene, stream(scene.seed, "words"), "presence") for _ in range(2)] for scene in batch.scenes
-    ]
-    named, meant = train_clip._shares(batch, questions)
-    assert (meant >= named).all()
-    assert (meant > named).any()
-    assert batch.patches.shape == (SMOKE.clip_batch, GRID * GRID)
-    seen = learner._draw_batch(np.random.default_rng(0), whole=False)
-    assert seen.pixels.shape == (SMOKE.clip_batch, train_clip.SEEN_PATCHES, 3 * PATCH * PATCH)
-    # All that shows a thing is seen.
-    assert torch.allclose(seen.coverage.sum(), batch.coverage[batch.coverage > 0].sum(), rtol=0.02)
+def test_most_background_is_left_out_and_nothing_else(clip):
+    batch, whole = clip[1].prepare(0), clip[1].prepare(WHOLE)
+    assert batch.pixels.shape == (SMOKE.clip_batch, SEEN_PATCHES, 3 * PATCH * PATCH)
+    assert whole.patches.shape == (SMOKE.clip_batch, GRID * GRID)
+    for row, scene in enumerate(scenes_of(clip[1], 0)):
+        touched = np.flatnonzero(scene.coverage().max(0) > 0.1)
+        assert set(touched) <= set(batch.patches[row].tolist())
 
 
-def test_labels_are_those_of_the_thing_in_front(learner):
-    batch = learner._draw_batch(np.random.default_rng(1), whole=True)
-    for name in ("color", "shape", "character"):
-        labels = train_clip._labels(batch, name)
-        for row, scene in enumerate(batch.scenes):
-            front = batch.coverage[row].argmax(0)
+def test_what_shares_a_word_is_not_told_to_be_unlike_it(clip):
+    batch = clip[1].prepare(WHOLE)
+    assert (batch.related >= batch.named).all()
+    assert (batch.related > batch.named).any()
+
+
+def test_labels_are_those_of_the_thing_in_front(clip):
+    batch = clip[1].prepare(WHOLE)
+    checked = 0
+    for row, scene in enumerate(scenes_of(clip[1], WHOLE)):
+        front = scene.coverage().reshape(len(scene.things), -1).argmax(0)
+        for name, labels in (
+            ("color", batch.colors),
+            ("shape", batch.shapes),
+            ("character", batch.characters),
+        ):
             for patch in (labels[row] >= 0).nonzero().flatten().tolist():
-                thing = scene.things[int(front[patch])]
-                assert train_clip.NAMES[name][int(labels[row, patch])] == getattr(thing, name)
+                thing = scene.things[front[patch]]
+                assert NAMES[name][int(labels[row, patch])] == getattr(thing, name)
+                assert batch.sizes[row, patch] == pytest.approx(math.log(thing.size / PATCH))
+                checked += 1
+        assert batch.centers[row].sum() == len(scene.things)
+    assert checked > 100
 
 
 def test_data_of_both_stages_are_llavas():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from playground.shapes.loop import fit
+from playground.shapes import loop
+from playground.shapes.loop import Ahead, fit
 
 
 def _losses(model, seen):
@@ -35,9 +36,10 @@ def test_finished_training_is_not_repeated(tmp_path):
     torch.testing.assert_close(again.weight, model.weight)
 
 
-def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize("muon", [False, True])
+def test_interrupted_training_ends_where_an_uninterrupted_one_does(muon, tmp_path, monkeypatch):
     whole = _model()
-    fit(whole, _losses(whole, []), 8, 0.01, tmp_path / "whole.state")
+    fit(whole, _losses(whole, []), 8, 0.01, tmp_path / "whole.state", muon=muon)
     monkeypatch.setattr("playground.shapes.loop.SAVE_SECONDS", 0.0)
     model = _model()
     losses = _losses(model, [])
@@ -48,8 +50,36 @@ def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, mon
         return losses(step)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(model, stops, 8, 0.01, tmp_path / "part.state")
+        fit(model, stops, 8, 0.01, tmp_path / "part.state", muon=muon)
     resumed, seen = _model(), []
-    fit(resumed, _losses(resumed, seen), 8, 0.01, tmp_path / "part.state")
+    fit(resumed, _losses(resumed, seen), 8, 0.01, tmp_path / "part.state", muon=muon)
     assert seen == [4, 5, 6, 7]
     torch.testing.assert_close(resumed.weight, whole.weight)
+
+
+def test_muon_takes_the_matrices_between_layers_and_no_embedding():
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    adam, muon = loop._optimizers(model, 0.1, muon=True)
+    assert [id(weight) for group in muon.param_groups for weight in group["params"]] == [id(model[1].weight)]
+    assert sum(len(group["params"]) for group in adam.param_groups) == 4
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_is_prepared_ahead_comes_in_the_order_of_the_steps(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "workers", lambda: processes)
+    model, seen = _model(), []
+
+    def prepare(step):
+        torch.manual_seed(step)
+        return step, torch.randn(8, 3)
+
+    def loss(prepared):
+        step, batch = prepared
+        seen.append(step)
+        return {"loss": (model(batch) - batch.sum(1, keepdim=True)).square().mean()}
+
+    fit(model, Ahead(prepare, loss), 6, 0.01, tmp_path / "ahead.state")
+    plain = _model()
+    fit(plain, _losses(plain, []), 6, 0.01, tmp_path / "plain.state")
+    assert seen == list(range(6))
+    torch.testing.assert_close(model.weight, plain.weight)
