@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from playground.shapes.loop import workers
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # What both stages share; names and meaning are LLaVA's.
@@ -22,7 +24,7 @@ COMMON: dict[str, object] = {
     "save_strategy": "steps",
     "save_total_limit": 1,
     "model_max_length": 2048,
-    "dataloader_num_workers": 0,
+    "dataloader_num_workers": workers(),
     "report_to": "none",
     "seed": 0,
 }
