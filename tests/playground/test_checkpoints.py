@@ -16,17 +16,18 @@ from playground.shapes.world import CROWDED_SEED, EXAMPLE_SEED, Scene
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "playground" / "shapes" / "checkpoints"
 CLIP, LLAVA = CHECKPOINTS / "clip-shapes", CHECKPOINTS / "llava-shapes"
+UNREDUCED = CHECKPOINTS / "llava-shapes-none"
 
 
 def test_checkpoints_are_small_half_precision_and_hold_clip_once():
     assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()) < 20e6
-    for folder in (CLIP, LLAVA):
+    for folder in (CLIP, UNREDUCED, LLAVA):
         with safe_open(folder / "model.safetensors", "pt") as weights:
             names = list(weights.keys())
             assert {weights.get_tensor(name).dtype for name in names if "position_ids" not in name} == {
                 torch.float16
             }
-    assert not any("vision_tower" in name for name in names)
+        assert folder == CLIP or not any("vision_tower" in name for name in names)
 
 
 def test_config_turns_the_reducer_on_and_finds_its_clip_beside_it():
@@ -34,6 +35,27 @@ def test_config_turns_the_reducer_on_and_finds_its_clip_beside_it():
     assert config["mm_vision_token_reduce_func"] == "TRIM:-1"
     assert (LLAVA.parent / config["mm_vision_tower"] / "config.json").exists()
     assert config["hidden_size"] // config["num_attention_heads"] in (32, 64)
+
+
+def test_the_model_trained_without_reduction_reads_all_patches_and_as_well_what_trim_keeps():
+    config = json.loads((UNREDUCED / "config.json").read_text())
+    assert config["mm_vision_token_reduce_func"] == "none"
+    assert (UNREDUCED.parent / config["mm_vision_tower"] / "config.json").exists()
+    assistant = Assistant.load(str(UNREDUCED), device="cpu")
+    asked = list(held_out_questions(60))
+    short = Generation(max_new_tokens=12)
+    for reduction, tokens in (("none", 256), ("TRIM:16", 17)):
+        requests = [
+            Request.ask(question.text, scene.render(), generation=short, token_reduction=reduction)
+            for scene, question in asked
+        ]
+        answers = list(assistant.answer_all(requests))
+        right = [
+            is_right(answer.text, question.answer)
+            for (_, question), answer in zip(asked, answers, strict=True)
+        ]
+        assert sum(right) / len(right) > 0.9
+        assert {answer.cost.visual_tokens for answer in answers} == {tokens}
 
 
 def test_clip_keeps_what_a_question_names_and_little_else():
