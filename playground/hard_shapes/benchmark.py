@@ -7,11 +7,11 @@ from pathlib import Path
 
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
-from playground.hard_shapes import questions
 from playground.hard_shapes.questions import KINDS, ask, description_score
 from playground.hard_shapes.scene import HELD_OUT, VALIDATION, Scene
-from playground.shapes.benchmark import Picture, patches_of
+from playground.shapes.benchmark import questions_about
 from playground.shapes.measure import is_right
+from playground.shapes.questions import Question as Asked
 from playground.shapes.world import stream
 
 QUESTIONS = 4_000
@@ -20,21 +20,10 @@ SPLITS = {"held-out": HELD_OUT, "validation": VALIDATION}
 
 def load(folder: Path, split: str) -> list[Question]:
     """Make the questions, each about a picture of its own, the kinds in turn; nothing is read."""
-    return [
-        Question(
-            id=number,
-            text=asked.text,
-            image=Picture(scene),
-            unit=str(scene.seed),
-            group=asked.kind,
-            target=asked.answer,
-            about=patches_of(scene, asked.named) if asked.named else None,
-        )
-        for number, (scene, asked) in enumerate(_ask_all(SPLITS[split or "held-out"]))
-    ]
+    return questions_about(_ask_all(SPLITS[split or "held-out"]))
 
 
-def _ask_all(seeds: range) -> Iterator[tuple[Scene, questions.Question]]:
+def _ask_all(seeds: range) -> Iterator[tuple[Scene, Asked]]:
     for number, seed in enumerate(seeds[:QUESTIONS]):
         scene = Scene.from_seed(seed)
         yield scene, ask(scene, stream(seed, "words"), KINDS[number % len(KINDS)])

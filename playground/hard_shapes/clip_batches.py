@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from playground.hard_shapes.glyphs import CHARACTERS
-from playground.hard_shapes.questions import KINDS, TEMPLATES, ask, describe
+from playground.hard_shapes.questions import KINDS, TEMPLATES, ask
 from playground.hard_shapes.scene import GRID, PATCH, TRAIN, Scene, center_patches
 from playground.shapes.clip_losses import COVERED, FREE
 from playground.shapes.clip_model import normalize
 from playground.shapes.clip_tokenizer import CONTEXT
 from playground.shapes.pictures import read_pictures
 from playground.shapes.presets import Preset
-from playground.shapes.questions import Question, named_words
+from playground.shapes.questions import Question, describe, named_words
 from playground.shapes.world import COLORS, SHAPES, stream
 
 # Patches that a step sees while most background is left out. A picture's things touch at most about 110.

@@ -26,32 +26,34 @@ COLUMNS, ROWS = 5, 7
 FINE = 4
 
 
-def draw_badge(picture: Image.Image, character: str, center: tuple[float, float], side: float) -> None:
-    """Draw a white disc with a black character on it, anti-aliased by drawing it four times as large.
+def draw_character(
+    picture: Image.Image,
+    character: str,
+    center: tuple[float, float],
+    height: float,
+    ink: tuple[int, int, int],
+) -> None:
+    """Draw an upright character, anti-aliased by drawing it four times as large.
 
     Args:
         picture: Is drawn on, RGB.
         character: One of `CHARACTERS`.
         center: In pixels.
-        side: Of the disc, in pixels.
+        height: In pixels.
+        ink: Its color.
     """
-    reach = int(side / 2) + 2
+    reach = int(height / 2) + 2
     left, top = round(center[0]) - reach, round(center[1]) - reach
-    canvas = 2 * reach * FINE
+    canvas = Image.new("L", (2 * reach * FINE, 2 * reach * FINE))
     x, y = round((center[0] - left) * FINE), round((center[1] - top) * FINE)
-    disc = Image.new("L", (canvas, canvas))
-    radius = round(side * FINE / 2)
-    ImageDraw.Draw(disc).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    ink = Image.new("L", (canvas, canvas))
-    height = round(side * FINE * 0.76)
-    rows = [y - height // 2 + height * row // ROWS for row in range(ROWS + 1)]
-    width = height * COLUMNS // ROWS
-    columns = [x - width // 2 + width * column // COLUMNS for column in range(COLUMNS + 1)]
-    draw = ImageDraw.Draw(ink)
+    high = round(height * FINE)
+    wide = high * COLUMNS // ROWS
+    rows = [y - high // 2 + high * row // ROWS for row in range(ROWS + 1)]
+    columns = [x - wide // 2 + wide * column // COLUMNS for column in range(COLUMNS + 1)]
+    draw = ImageDraw.Draw(canvas)
     for row, column in zip(*np.nonzero(_cells(character)), strict=True):
         draw.rectangle((columns[column], rows[row], columns[column + 1] - 1, rows[row + 1] - 1), fill=255)
-    picture.paste((250, 250, 250), (left, top), disc.reduce(FINE))
-    picture.paste((15, 15, 15), (left, top), ink.reduce(FINE))
+    picture.paste(ink, (left, top), canvas.reduce(FINE))
 
 
 def _cells(character: str) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from playground.hard_shapes.questions import KINDS, TEMPLATES, ask, ask_several, describe
+from playground.hard_shapes.questions import KINDS, TEMPLATES, ask, ask_several
 from playground.hard_shapes.scene import TRAIN, Scene
 from playground.hard_shapes.text_samples import SHORT_KINDS, TURNS, list_things
 from playground.shapes.make_data import ROUND, conversation_sample
-from playground.shapes.questions import Question
+from playground.shapes.questions import Question, describe
 from playground.shapes.world import stream
 
 

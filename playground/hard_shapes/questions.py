@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from playground.hard_shapes.scene import Scene
-from playground.shapes.questions import SHORT_ANSWER, Question, with_article
+from playground.shapes.questions import SHORT_ANSWER, Question, describe, with_article
 from playground.shapes.world import COLORS, SHAPES, Thing
 
 T = TypeVar("T")
@@ -142,12 +142,6 @@ def ask_several(scene: Scene, rng: np.random.Generator, count: int, kinds: Seque
         if len(found) == count:
             break
     return list(found.values())
-
-
-def describe(scene: Scene) -> str:
-    """List the things of a scene from top to bottom: ``a red star, a blue ring and an orange heart``."""
-    *first, last = [with_article(thing.name) for thing in scene.things]
-    return f"{', '.join(first)} and {last}"
 
 
 def named_objects(text: str) -> Counter[str]:

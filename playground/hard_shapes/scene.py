@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from playground.hard_shapes.glyphs import CHARACTERS, draw_badge
+from playground.hard_shapes.glyphs import CHARACTERS, draw_character
 from playground.shapes.world import COLORS, SHAPES, Thing, add_noise, background, silhouette, stream
 
 SIZE = 336
@@ -29,13 +29,16 @@ SIZES = ((16, 24, 0.45), (25, 44, 0.33), (45, 80, 0.22))
 # Bounding squares cover at most this share of a picture: TRIM's interquartile rule can keep at most a quarter
 # of the patches.
 COVERED = 0.18
-# A character is written on a thing of at least this side, if at all, on a disc of a share of that side.
-READABLE, BADGE, WRITTEN = 36, 0.56, 0.7
+# A character is written on a thing of at least this side, if at all, and is as high as a share of that side.
+READABLE, WRITTEN, HEIGHT = 36, 0.7, 0.46
+DARK, LIGHT = (15, 15, 15), (250, 250, 250)
+LIGHT_COLORS = ("orange", "yellow", "pink")
 # Of a thing's bounding square, at most this share lies behind another's; so many stand close to another one.
 HIDDEN, CLOSE = 0.25, 0.3
 TRIES = 60
-# A patch shows a thing that covers this share of it, or of which no patch shows more.
-SHOWN_SHARE = 0.3
+# A patch shows a thing that covers this share of it, or of which no patch shows more; every thing covers some
+# patch by the other share, more than any other thing does.
+SHOWN_SHARE, SEEN = 0.3, 0.15
 
 TRAIN = range(10_000_000, 20_000_000)
 VALIDATION = range(1_100_000_000, 1_110_000_000)
@@ -56,14 +59,21 @@ class Scene:
 
     @classmethod
     def from_seed(cls, seed: int) -> Scene:
-        """Make the scene of a seed."""
+        """Make the scene of a seed: the first of its random numbers in which all things can be seen."""
         rng = stream(seed, "layout")
+        while True:
+            scene = cls._draw(seed, rng)
+            if scene.is_visible():
+                return scene
+
+    @classmethod
+    def _draw(cls, seed: int, rng: np.random.Generator) -> Scene:
         sizes = _sizes(int(rng.integers(FEWEST_THINGS, MOST_THINGS + 1)), rng)
         free = list(rng.permutation(len(CHARACTERS)))  # each at most once, so that it tells things apart
         things = []
         for size, (x, y) in zip(sizes, _places(sizes, rng), strict=True):
             shape = SHAPES[int(rng.integers(len(SHAPES)))]
-            # A disc would fill the hole of a ring, which is then a circle with a disc on it.
+            # There is nothing in the middle of a ring to write on.
             is_marked = size >= READABLE and shape != "ring" and rng.random() < WRITTEN
             things.append(
                 Thing(
@@ -97,25 +107,33 @@ class Scene:
             if thing.character:
                 scale = size / SIZE
                 center = (thing.x * scale, thing.y * scale)
-                draw_badge(picture, thing.character, center, BADGE * thing.size * scale)
+                ink = DARK if thing.color in LIGHT_COLORS else LIGHT
+                draw_character(picture, thing.character, center, HEIGHT * thing.size * scale, ink)
         return add_noise(picture, rng)
 
     def coverage(self) -> NDArray[np.float32]:
-        """Share of every patch that each thing visibly covers, its character included; (things, 24, 24)."""
+        """Share of every patch that each thing visibly covers; (things, 24, 24)."""
         seen = np.ones((SIZE, SIZE), np.float32)
         shares = np.zeros((len(self.things), GRID, GRID), np.float32)
         for index in reversed(self._from_back_to_front()):
-            thing = self.things[index]
-            whole = Image.new("L", (SIZE, SIZE))
-            whole.paste(*silhouette(thing, SIZE, SIZE))
-            mask = np.asarray(whole, np.float32) / 255
-            if thing.character:  # the disc may reach beyond a star or a cross
-                rows, columns = np.ogrid[:SIZE, :SIZE]
-                distance = np.square(columns - np.float32(thing.x)) + np.square(rows - np.float32(thing.y))
-                mask = np.maximum(mask, distance <= (BADGE * thing.size / 2) ** 2)
-            shares[index] = (mask * seen).reshape(GRID, PATCH, GRID, PATCH).mean(axis=(1, 3))
-            seen *= 1 - mask
+            mask, (left, top) = silhouette(self.things[index], SIZE, SIZE)
+            # Of the picture, only the patches around the thing: the others would take most of the time.
+            row, column = max(0, top) // PATCH, max(0, left) // PATCH
+            bottom = min(GRID, -(-(top + mask.height) // PATCH))
+            right = min(GRID, -(-(left + mask.width) // PATCH))
+            rows, columns = slice(row * PATCH, bottom * PATCH), slice(column * PATCH, right * PATCH)
+            around = Image.new("L", ((right - column) * PATCH, (bottom - row) * PATCH))
+            around.paste(mask, (left - column * PATCH, top - row * PATCH))
+            covered = np.asarray(around, np.float32) / 255
+            cut = (covered * seen[rows, columns]).reshape(bottom - row, PATCH, right - column, PATCH)
+            shares[index, row:bottom, column:right] = cut.mean(axis=(1, 3))
+            seen[rows, columns] *= 1 - covered
         return shares
+
+    def is_visible(self) -> bool:
+        """Tell whether every thing is what some patch shows most of."""
+        shares = self.coverage().reshape(len(self.things), -1)
+        return set(shares.argmax(axis=0)[shares.max(axis=0) >= SEEN].tolist()) == set(range(len(shares)))
 
     def _from_back_to_front(self) -> list[int]:
         return sorted(range(len(self.things)), key=lambda index: -self.things[index].size)
@@ -137,7 +155,7 @@ def center_patches(
     rows, columns = np.divmod(patches, GRID)
     centers = []
     for index, thing in enumerate(things):
-        own = shares[index] * (front == index) if (front == index).any() else shares[index]
+        own = shares[index] * (front == index)
         distance = np.square(columns * PATCH + PATCH / 2 - thing.x) + np.square(
             rows * PATCH + PATCH / 2 - thing.y
         )

@@ -22,9 +22,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.tokenizer import ids_and_spans
 from playground.hard_shapes.glyphs import CHARACTERS
-from playground.hard_shapes.questions import KINDS, ask, ask_several, describe, references
+from playground.hard_shapes.questions import KINDS, ask, ask_several, references
 from playground.hard_shapes.scene import GRID, PATCH, SHOWN_SHARE, SIZES, TRAIN, Scene, center_patches
-from playground.shapes.questions import SHORT_ANSWER, Question
+from playground.shapes.questions import SHORT_ANSWER, Question, describe
 from playground.shapes.text_samples import NOTHING, caption, converse
 from playground.shapes.world import COLORS, SHAPES, Thing, stream
 
@@ -72,8 +72,8 @@ def patch_words(scene: Scene) -> dict[int, tuple[int, Patch]]:
     """
     shares = scene.coverage().reshape(len(scene.things), -1)
     front, shown = shares.argmax(axis=0), shares.max(axis=0) > SHOWN_SHARE
-    shown[shares.argmax(axis=1)] = True
     centers = center_patches(scene.things, shares, np.arange(GRID * GRID))
+    shown[centers] = True
     found = {}
     for patch in np.flatnonzero(shown).tolist():
         thing = scene.things[front[patch]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,14 @@ from PIL import Image
 from llava.engine.base import Generation
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from playground.shapes.measure import held_out_questions, is_right
+from playground.shapes.questions import Question as Asked
 from playground.shapes.world import Drawable
 
 QUESTIONS = 4_000
 # Share of a patch that a thing covers where the patch shows it.
 SHOWN = 0.1
+PLAYGROUND = Path(__file__).parents[1]
+DRAWING = ("shapes/world.py", "shapes/outlines.py", "hard_shapes/scene.py", "hard_shapes/glyphs.py")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +37,8 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        """Tells pictures apart."""
-        return str(self.scene.seed)
+        """Tells pictures apart, and those of other versions of what draws them."""
+        return f"{type(self.scene).__module__} {self.scene.seed} {drawing_digest()}"
 
     def __call__(self) -> Image.Image:
         """Draw it."""
@@ -42,6 +47,11 @@ class Picture:
 
 def load(folder: Path, split: str) -> list[Question]:
     """Make the questions, each about a picture of its own; nothing is read."""
+    return questions_about(held_out_questions(QUESTIONS))
+
+
+def questions_about(pairs: Iterable[tuple[Drawable, Asked]]) -> list[Question]:
+    """Return questions about scenes as those of a benchmark."""
     return [
         Question(
             id=number,
@@ -52,8 +62,15 @@ def load(folder: Path, split: str) -> list[Question]:
             target=asked.answer,
             about=patches_of(scene, asked.named) if asked.named else None,
         )
-        for number, (scene, asked) in enumerate(held_out_questions(QUESTIONS))
+        for number, (scene, asked) in enumerate(pairs)
     ]
+
+
+@cache
+def drawing_digest() -> str:
+    """Tell versions of the code that draws pictures apart."""
+    code = [(PLAYGROUND / name).read_bytes() for name in DRAWING]
+    return hashlib.sha256(b"".join(code)).hexdigest()[:16]
 
 
 def patches_of(scene: Drawable, things: tuple[int, ...]) -> Callable[[int, int], NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from playground.shapes.world import COLORS, SHAPES, Scene, Thing
+from playground.shapes.world import COLORS, SHAPES, Drawable, Scene, Thing
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def ask_description(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(text, describe(scene), "description", tuple(range(len(scene.things))))
 
 
-def describe(scene: Scene) -> str:
+def describe(scene: Drawable) -> str:
     """List the things of a scene from top to bottom: ``a red star, a blue ring and an orange heart``."""
     *first, last = [with_article(thing.name) for thing in scene.things]
     return f"{', '.join(first)} and {last}" if first else last

@@ -85,6 +85,10 @@ class Drawable(Protocol):
     def seed(self) -> int:
         """It was made from."""
 
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """Its shapes from the top of the picture to the bottom."""
+
     def render(self) -> Image.Image:
         """Draw the picture."""
 
