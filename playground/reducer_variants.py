@@ -1,7 +1,7 @@
 """Variants of `Cover` and of TRIM's merged token that were tried, as methods for `llava compare`.
 
-``python -m playground.reducer_variants ...`` is ``llava compare ...`` with these in the table of methods, and
-docs/methods.md says what came of them. They are not in the package: what is kept of them is.
+``python -m playground.reducer_variants ...`` is ``llava compare ...`` with these among the methods. They are
+not in the package: what is kept of them is.
 
 Shapes: N patches, k of which stay, D width of the tower.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava.errors import UserError
 from llava.main import main as llava_main
 from llava.model.multimodal_encoder.reducers import registry
 from llava.model.multimodal_encoder.reducers.base import (
@@ -116,14 +117,21 @@ class Threshold(Cover):
     """``Cover-tau:t``: as many patches as cover a share t of what is to be covered, at least one."""
 
     name: ClassVar[str] = "Cover-tau"
+    adaptive: ClassVar[bool] = False
+
+    def check(self, patches: int) -> None:
+        """Refuse numbers of patches: they are what `Cover` is set to."""
+        if not isinstance(self.budget, Ratio):
+            raise UserError(f"{self} is no threshold; accepted: {self.name}: and a share above 0 and up to 1")
 
     def choose(self, image: ImageInputs) -> Choice:
         """Reduce one image."""
         assert isinstance(self.budget, Ratio)
         patches = image.patches
+        shown = ~image.in_padding()
         similarity = (cosine(patches) + 1) / 2
-        weights = self.worth(image)
-        order = pick_coverage(similarity, len(patches) // 2, weights=weights)
+        weights = self.worth(image) * shown
+        order = pick_coverage(similarity, len(patches) // 2, weights=weights, candidates=shown)
         covered = similarity[:, order].cummax(dim=1).values.mul(weights.unsqueeze(1)).sum(dim=0)
         enough = covered >= self.budget.share * weights.sum()
         count = int(enough.int().argmax()) + 1 if bool(enough.any()) else len(order)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from llava.assistant import Assistant
 from llava.compare.subjects import load_subjects
+from llava.compare.tables import starred
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.errors import UserError
@@ -135,6 +136,8 @@ def marks_by_way(
     marks: dict[str, list[Mark]] = {way: [] for way in WAYS}
     for question in tqdm(questions, desc=reduction, mininterval=5):
         prompt = prompt_of(assistant, question, reduction, benchmark.template)
+        if prompt.tokens - len(prompt.kept) not in (0, 1):
+            raise UserError(f"{reduction} has other tokens than patches and one mean of the rest")
         for way, settings in WAYS.items():
             text = answer(assistant, prompt, *settings, benchmark.generation.max_new_tokens)
             marks[way].append(benchmark.mark(Response(question, text)))
@@ -145,9 +148,7 @@ def rows(reduction: str, marks: dict[str, list[Mark]], benchmark: Benchmark) -> 
     """Return a row per way: score, and paired difference to the published one."""
     published = next(iter(marks.values()))
     for way, own in marks.items():
-        found = paired_difference(published, own, benchmark.headline)
-        star = "*" if found.low > 0 or found.high < 0 else ""
-        difference = f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}){star}"
+        difference = starred(paired_difference(published, own, benchmark.headline))
         yield [reduction, way, f"{benchmark.headline(own):.1f}", "-" if own is published else difference]
 
 
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="python -m playground.visual_positions", description=main.__doc__)
     parser.add_argument("--model-path", help="default: the bundled shapes model")
     parser.add_argument("--token-reduction", nargs="+", default=["TRIM:16", "TRIM:64"], metavar="SPEC")
-    parser.add_argument("--on", default="shapes", help="shapes or hard-shapes (default: shapes)")
+    parser.add_argument("--on", default="shapes", choices=("shapes", "hard-shapes"))
     parser.add_argument("--questions", type=positive, default=400)
     options = parser.parse_args(argv)
     assistant = Assistant.load(options.model_path, device="cpu")

@@ -9,10 +9,12 @@ from statistics import fmean
 
 from llava.assistant import Assistant
 from llava.compare.subjects import Subject
+from llava.errors import UserError
 from llava.eval.benchmark import Mark
 from llava.eval.evaluate import describe_cost, marks_of
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
 NO_IMAGE = "no image"
 
@@ -71,12 +73,15 @@ def ask_with(
     """
     if setting == NO_IMAGE:
         subject = subject.without_images()
+    elif (error := _cannot_be_set(setting, assistant)) is not None:
+        return Outcome(setting, error=error) if processes.is_first else None
     asked = ask_questions(subject.questions, assistant, plan, processes)
     if not processes.is_first:
         return None
     errors = [response.error for response in asked.responses if response.error is not None]
     # A budget that cannot be met fails every question about an image.
-    if all(response.error for response in asked.responses if response.question.image is not None) and errors:
+    about_images = [response for response in asked.responses if response.question.image is not None]
+    if errors and all(response.error for response in about_images or asked.responses):
         return Outcome(setting, error=errors[0])
     costs = [entry.cost for entry in asked.entries if entry.cost is not None]
     kept = [entry.about_kept for entry in asked.entries if entry.about_kept is not None]
@@ -88,3 +93,12 @@ def ask_with(
         about_kept=fmean(kept) if kept else None,
         failures=len(errors),
     )
+
+
+def _cannot_be_set(setting: str, assistant: Assistant) -> str | None:
+    """Return why a setting is none for this model, such as for want of CLIP's text encoder."""
+    try:
+        assistant.encoder.tower.prepare(parse_reduction(setting))
+    except UserError as error:
+        return str(error)
+    return None

@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> None:
     """
     from llava.compare.asking import NO_IMAGE, Outcome, answers_file, ask_with
     from llava.compare.subjects import load_subjects
-    from llava.compare.tables import describe_average, write_tables
+    from llava.compare.tables import Table, describe_average, write_table
+    from llava.eval.evaluate import BUNDLED
     from llava.eval.files import explaining_writes, write_text
     from llava.eval.processes import launched_processes
     from llava.eval.runner import Plan
@@ -115,15 +116,18 @@ def run(options: argparse.Namespace) -> None:
                     found[subject.name].append(outcome)
     if not processes.is_first:
         return
-    texts = [
-        write_tables(subject.benchmark, found[subject.name], options.out / subject.name)
+    model = options.model_path or BUNDLED
+    tables = [
+        Table(subject.benchmark, found[subject.name], f"{subject.describe()}, asked of {model}.")
         for subject in subjects
     ]
-    if len(subjects) > 1:
-        texts.append(describe_average([(subject.benchmark, found[subject.name]) for subject in subjects]))
+    texts = [write_table(table, options.out / table.benchmark.name) for table in tables]
+    if len(tables) > 1:
+        texts.append(describe_average(tables))
     text = "\n\n".join(texts)
     write_text(options.out / "comparison.md", text + "\n")
-    print(printable(f"{text}\n\nwritten: {options.out / 'comparison.md'}, and CSV and curves beside it"))
+    written = options.out / "comparison.md"
+    print(printable(f"{text}\n\nwritten: {written}, and beside it CSV and, with matplotlib, curves"))
 
 
 def chosen_settings(options: argparse.Namespace) -> list[str]:

@@ -12,7 +12,7 @@ from llava.bench.machine import ROOT
 from llava.errors import UserError
 from llava.eval.benchmark import Benchmark, Question
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.data_check import choose_split, require_data
+from llava.eval.data_check import choose_split, is_miniature, require_data
 from llava.eval.evaluate import cut_of
 
 SHAPES, HARD_SHAPES = "shapes", "hard-shapes"
@@ -27,16 +27,28 @@ class Subject:
         benchmark: How they are asked and scored.
         questions: All of them.
         limit: How many are asked, the first ones; None for all.
+        miniature: Whether they are about shapes in place of the benchmark's own.
     """
 
     benchmark: Benchmark
     questions: Sequence[Question]
     limit: int | None
+    miniature: bool = False
 
     @property
     def name(self) -> str:
         """Of the benchmark."""
         return self.benchmark.name
+
+    def describe(self) -> str:
+        """Say what is asked."""
+        available = len(self.questions)
+        shown = (
+            f"All {available} questions"
+            if self.limit is None
+            else f"The first {self.limit} of {available} questions"
+        )
+        return f"{shown} of a miniature" if self.miniature else shown
 
     def without_images(self) -> Subject:
         """Return the same questions about no image, which tell what guessing is worth."""
@@ -80,7 +92,8 @@ def _load(name: str, data: Path, limit: int | None) -> Subject:
         raise UserError(
             f"the answers of {name}{split and f' ({split})'} are not public, so that nothing can be compared"
         )
-    return Subject(benchmark, questions, cut_of(questions, limit))
+    is_mini = name not in (SHAPES, HARD_SHAPES) and is_miniature(data)
+    return Subject(benchmark, questions, cut_of(questions, limit), is_mini)
 
 
 def _from_playground(name: str) -> Benchmark:

@@ -27,6 +27,8 @@ NOTHING = "-"
 MARKERS = "osD^v*P"
 KEPT = "kept of what is asked about"
 OPTIONAL = (KEPT,)
+# Reading and encoding an image is done once for all settings that find it in the cache.
+STAGES = ("reduction_ms", "prefill_ms", "decode_ms")
 # Of a benchmark with more metrics beside its headline (POPE, MME), the headline alone is shown.
 MOST_METRICS = 8
 
@@ -38,10 +40,12 @@ class Table:
     Attributes:
         benchmark: How marks become scores.
         outcomes: Of the settings.
+        asked: What was asked of which model.
     """
 
     benchmark: Benchmark
     outcomes: Sequence[Outcome]
+    asked: str = ""
 
     def rows(self) -> list[dict[str, str]]:
         """Return a line per setting: score with its interval, paired differences, tokens and times."""
@@ -58,7 +62,7 @@ class Table:
     ) -> dict[str, str]:
         """Return the cells of one setting; what it is compared with has the same questions."""
         columns = ["visual tokens", headline, f"less {BASELINE}", f"less {REFERENCE}", *others]
-        columns += [KEPT, "histogram", "reduction ms", "prefill ms", "answer ms"]
+        columns += [KEPT, "histogram", *(stage.replace("_", " ") for stage in STAGES)]
         if outcome.error is not None:
             return {"setting": outcome.setting, **dict.fromkeys(columns, NOTHING), headline: outcome.error}
         budget = outcome.setting.partition(":")[2]
@@ -71,7 +75,7 @@ class Table:
             *(self._difference(outcome, met.get(other)) for other in (BASELINE, f"{REFERENCE}:{budget}")),
             *(f"{metrics[name]:.1f}" for name in others),
             *(kept, _bars(outcome.visual_tokens)),
-            *(f"{outcome.milliseconds[stage]:.1f}" for stage in ("reduction_ms", "prefill_ms", "total_ms")),
+            *(f"{outcome.milliseconds[stage]:.1f}" for stage in STAGES),
         ]
         return {"setting": outcome.setting, **dict(zip(columns, cells, strict=True))}
 
@@ -80,28 +84,16 @@ class Table:
         return estimate(outcome.marks, self.benchmark.headline, self.benchmark.best)
 
     def _difference(self, outcome: Outcome, other: Outcome | None) -> str:
-        """Return the paired difference to another setting; a star says that its interval leaves out 0."""
+        """Return the paired difference to another setting."""
         if other is None or other.setting == outcome.setting:
             return NOTHING
-        found = paired_difference(other.marks, outcome.marks, self.benchmark.headline)
-        star = "*" if found.low > 0 or found.high < 0 else ""
-        return f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}){star}"
+        return starred(paired_difference(other.marks, outcome.marks, self.benchmark.headline))
 
-    def as_markdown(self) -> str:
-        """Return the table under the benchmark's title."""
-        lines = self.rows()
+    def as_markdown(self, lines: Sequence[dict[str, str]]) -> str:
+        """Return the rows as a table under the benchmark's title and what was asked."""
         header = list(lines[0])
         table = markdown_table(header, [[line[name] for name in header] for line in lines])
-        return f"### {self.benchmark.title}\n\n{table}"
-
-    def as_csv(self) -> str:
-        """Return the same as CSV."""
-        lines = self.rows()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        return text.getvalue()
+        return "\n\n".join(filter(None, [f"### {self.benchmark.title}", self.asked, table]))
 
     def draw(self, path: Path) -> bool:
         """Draw the score over visual tokens, a line per method; tell whether matplotlib is there to do it."""
@@ -132,8 +124,23 @@ class Table:
         axes.legend(fontsize="small", ncols=2)
 
 
-def write_tables(benchmark: Benchmark, outcomes: Sequence[Outcome], folder: Path) -> str:
-    """Write CSV and curve beside a folder of answers.
+def as_csv(lines: Sequence[dict[str, str]]) -> str:
+    """Return rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def starred(difference: Estimate) -> str:
+    """Write a difference with its interval; a star says that this leaves out 0."""
+    star = "*" if difference.low > 0 or difference.high < 0 else ""
+    return f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f}){star}"
+
+
+def write_table(table: Table, folder: Path) -> str:
+    """Write CSV and, where matplotlib is installed, the curve beside a folder of answers.
 
     Returns:
         The table in Markdown.
@@ -141,28 +148,28 @@ def write_tables(benchmark: Benchmark, outcomes: Sequence[Outcome], folder: Path
     Raises:
         UserError: If they cannot be written.
     """
-    table = Table(benchmark, outcomes)
-    write_text(folder.with_name(f"{folder.name}.csv"), table.as_csv())
+    lines = table.rows()
+    write_text(folder.with_name(f"{folder.name}.csv"), as_csv(lines))
     table.draw(folder.with_name(f"{folder.name}.png"))
-    return table.as_markdown()
+    return table.as_markdown(lines)
 
 
-def describe_average(tables: Sequence[tuple[Benchmark, Sequence[Outcome]]]) -> str:
+def describe_average(tables: Sequence[Table]) -> str:
     """Return all benchmarks in one table: scores, and their mean relative to no reduction in percent.
 
     A benchmark on which no reduction scores 0 does not enter the mean, and a setting that cannot be met on
     one of the others has none.
 
     Args:
-        tables: Benchmarks with the outcomes of the same settings in the same order.
+        tables: With the same settings in the same order.
     """
     lines = []
-    # The first setting is no reduction, which nothing keeps from being met.
-    wholes = [benchmark.headline(outcomes[0].marks) for benchmark, outcomes in tables]
-    for of_setting in zip(*(outcomes for _, outcomes in tables), strict=True):
+    # The first setting is no reduction; where even that has failed, there are no marks, and the score is 0.
+    wholes = [table.benchmark.headline(table.outcomes[0].marks) for table in tables]
+    for of_setting in zip(*(table.outcomes for table in tables), strict=True):
         scores = [
-            None if outcome.error is not None else benchmark.headline(outcome.marks)
-            for (benchmark, _), outcome in zip(tables, of_setting, strict=True)
+            None if outcome.error is not None else table.benchmark.headline(outcome.marks)
+            for table, outcome in zip(tables, of_setting, strict=True)
         ]
         shares = [
             None if score is None else score / whole
@@ -179,7 +186,7 @@ def describe_average(tables: Sequence[tuple[Benchmark, Sequence[Outcome]]]) -> s
                 f"{100 * fmean(known):.1f}" if known and len(known) == len(shares) else NOTHING,
             ]
         )
-    header = ["setting", "visual tokens", *(benchmark.title for benchmark, _ in tables)]
+    header = ["setting", "visual tokens", *(table.benchmark.title for table in tables)]
     return f"### All\n\n{markdown_table([*header, f'% of {BASELINE}'], lines)}"
 
 

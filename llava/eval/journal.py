@@ -32,8 +32,8 @@ class Entry:
         text: The answer; empty if there is none.
         error: Why there is none.
         cost: Of the answer.
-        about_kept: Share of the patches that show what was asked about that the reducer kept, where it is
-            known which do.
+        about_kept: Share of the patches that show what was asked about that stayed as tokens of their own,
+            where it is known which do.
     """
 
     index: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -78,8 +79,15 @@ def settings_of(assistant: Assistant, reduction: str | None = None) -> dict[str,
         "quantization": str(getattr(model, "quantization_method", None)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "reduction": str(reducer),
+        "reducer": _source_digest(type(reducer)),
         **assistant.engine.settings,
     }
+
+
+def _source_digest(kind: type) -> str:
+    """Tell versions of a reducer's module apart: one that was added lies outside of the package."""
+    path = inspect.getsourcefile(kind)
+    return hashlib.sha256(b"" if path is None else Path(path).read_bytes()).hexdigest()[:16]
 
 
 def digest_of(document: Any) -> str:

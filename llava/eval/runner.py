@@ -229,5 +229,6 @@ def _entry(index: int, digest: str, question: Question, result: Answer | Failure
     about_kept = None
     if question.about is not None and len(result.kept) == 1:
         kept = result.kept[0].cpu().numpy()
-        about_kept = float(kept[question.about(*kept.shape)].mean())
+        # Nothing is known of methods that average all patches.
+        about_kept = float(kept[question.about(*kept.shape)].mean()) if kept.any() else None
     return Entry(index, digest, result.text, cost=result.cost, about_kept=about_kept)

@@ -30,7 +30,7 @@ from playground.shapes.presets import Preset
 from playground.shapes.questions import Question, describe, named_words
 from playground.shapes.world import COLORS, SHAPES, stream
 
-# Patches that a step sees while most background is left out. A picture's things touch at most about 110.
+# Patches that a step sees while most background is left out. A picture's things touch at most about 120.
 SEEN_PATCHES = 128
 QUESTIONS = 2
 ATTRIBUTE_TEXTS = {

@@ -16,7 +16,6 @@ HARD_PRESETS = {  # as `build.sh` calls them
         stage1_samples=6_400,
         stage2_samples=44_800,
         stage2_batch=32,
-        held_out=4_000,
     ),
     "full-smoke": PRESETS["smoke"],
 }

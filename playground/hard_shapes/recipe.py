@@ -1,8 +1,8 @@
 """Which kinds of questions the recipe learns, one at a time: a short stage 2 for each, and what it is worth.
 
 ``python -m playground.hard_shapes.recipe --work BUILD_FOLDER`` takes CLIP, the pretrained language model and
-the projector of stage 1 from a build of ``--preset full`` and trains stage 2 on questions of one kind alone;
-the README has its table. It goes on where it was when it is run again.
+the projector of stage 1 from a build of ``--preset full`` and trains stage 2 on questions of one kind alone.
+It goes on where it was when it is run again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llava.errors import UserError
 from llava.eval.benchmark import Question, Response
 from llava.markdown import markdown_table
 from llava.messages import Failure, Request
+from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.hard_shapes.benchmark import BENCHMARK
@@ -42,22 +43,21 @@ def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Pat
         samples: How many; at most as many pictures.
 
     Returns:
-        The checkpoint, and the minutes that its training took.
+        The checkpoint, and the minutes that this took: next to none if it was there.
     """
     batch = HARD_PRESETS["full"].stage2_batch
     projector = stage_folders(work, reduction)[0] / "mm_projector.bin"
     if missing := [name for name in (*NEEDED, projector) if not (work / name).exists()]:
         raise UserError(f"{work} lacks {missing[0]}: run build.sh --preset full --work {work} up to stage 1")
     name = f"only-{kind}-{reduction.replace(':', '-')}-{samples}"
-    data, output, took = (work / f"{name}{end}" for end in (".json", "", ".minutes"))
+    data, output = work / f"{name}.json", work / name
     pictures = len(list((work / "pictures").glob("*.jpg")))
     if not data.exists():
         write_json((stage2_sample(n, pictures, batch, [kind]) for n in range(samples)), data)
+    began = time.monotonic()
     if not output.exists():
-        began = time.monotonic()
         run_stage2(work, reduction, projector, batch, output, data)
-        took.write_text(f"{(time.monotonic() - began) / 60:.1f}")
-    return output, float(took.read_text())
+    return output, (time.monotonic() - began) / 60
 
 
 def score(checkpoint: Path, reduction: str, questions: Sequence[Question]) -> float:
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=positive, default=6_400, help="of stage 2 (default: 6400)")
     parser.add_argument("--questions", type=positive, default=200, help="of validation (default: 200)")
     options = parser.parse_args(argv)
+    options.reduction = str(parse_reduction(options.reduction))
     asked = BENCHMARK.load(Path(), "validation")
     table = []
     for kind in options.kinds:

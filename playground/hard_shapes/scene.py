@@ -1,8 +1,8 @@
 """Pictures of many shapes, most of them small, that overlap and have characters written on them.
 
 As in `playground.shapes.world`, a scene is a function of its seed alone, bit for bit, and so is its picture.
-What is harder: 4 to 12 things instead of 2 to 5, nearly half of them on one or two patches of 24 x 24, some
-partly behind others, finer textures, and questions that need more than one look (`questions`).
+What is harder: 4 to 12 things instead of 2 to 5, nearly half of them on few of 24 x 24 patches, some partly
+behind others, finer textures, and questions that need more than one look (`questions`).
 """
 
 from __future__ import annotations

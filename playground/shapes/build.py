@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from llava.model.multimodal_encoder.reducers.registry import parse_reduction
-    from playground.hard_shapes.plan import plan as plan_hard
-    from playground.shapes.plan import plan
+    from playground.hard_shapes.plan import HARD_KIT
+    from playground.shapes.plan import SHAPES_KIT, plan
 
     is_hard = arguments.preset in HARD_PRESETS
     asked_for = arguments.reductions or (["none", "TRIM:-1"] if is_hard else ["TRIM:-1"])
@@ -80,12 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {work} could not be made: {error.strerror}") from error
-    steps = (
-        plan_hard(HARD_PRESETS[arguments.preset], work, output, reductions)
-        if is_hard
-        else plan(PRESETS[arguments.preset], work, output, reductions)
-    )
-    build(steps)
+    preset = HARD_PRESETS[arguments.preset] if is_hard else PRESETS[arguments.preset]
+    build(plan(HARD_KIT if is_hard else SHAPES_KIT, preset, work, output, reductions))
     print(f"checkpoints in {output}", flush=True)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the shapes checkpoints from nothing: bash playground/shapes/build.sh --preset small|smoke [--work DIR] [--output DIR]
+# Make the shapes checkpoints from nothing: bash playground/shapes/build.sh --preset small|smoke|full|full-smoke ..., see --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=python3

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from llava.errors import UserError
+
 SAVE_SECONDS = 60.0
 # What a step reports: its loss, and whatever is worth showing beside it.
 Report = dict[str, Tensor]
@@ -128,6 +130,10 @@ def _optimizers(model: nn.Module, peak: float, muon: bool) -> list[torch.optim.O
         {"params": [weight for weight in rest if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))]
+    if between and not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"this training needs Muon, which torch 2.9 and newer have; here is {torch.__version__}"
+        )
     if between:
         # Its updates are as large as AdamW's, so that both take the same learning rate.
         optimizers.append(torch.optim.Muon(between, peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
@@ -145,6 +151,8 @@ def _restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], stat
     if not state_file.exists():
         return 0
     state = torch.load(state_file, map_location=next(model.parameters()).device, weights_only=True)
+    if len(state.get("optimizers", ())) != len(optimizers):
+        raise UserError(f"{state_file} is of another version of this training; remove it to begin anew")
     model.load_state_dict(state["model"])
     for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(own)

@@ -4,19 +4,18 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
-from playground.shapes.pictures import draw_pictures
+from playground.shapes.pictures import SHAPES_WORLD, World, draw_pictures
 from playground.shapes.presets import Preset
 from playground.shapes.stages import run_stage1, run_stage2
 from playground.shapes.text_pretraining import pretrain_text
 from playground.shapes.train_clip import train_clip
 
-CLIP, LLAVA = "clip-shapes", "llava-shapes"
 REDUCTION = "TRIM:-1"
 # What a checkpoint folder needs for use; the rest (optimizer, logs) stays in the build's folder.
 SHIPPED = (
@@ -43,10 +42,39 @@ class Step:
     run: Callable[[], None]
 
 
-def plan(preset: Preset, work: Path, output: Path, reductions: tuple[str, ...] = (REDUCTION,)) -> list[Step]:
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What makes one dataset's build different from another's.
+
+    Attributes:
+        world: Where its scenes come from.
+        train_clip: Trains CLIP: from sizes and pictures, into a folder.
+        pretrain_text: Trains the language model on text: from sizes, into a folder.
+        stage1_sample: Makes a sample of stage 1, of its number and how many pictures there are.
+        stage2_sample: Makes one of stage 2, of these and how many are in a batch.
+        clip: Name of CLIP's checkpoint.
+        llava: Of a LLaVA's, followed by the reduction unless that is TRIM's own count.
+    """
+
+    world: World
+    train_clip: Callable[[Preset, Path, Path], None]
+    pretrain_text: Callable[[Preset, Path], None]
+    stage1_sample: Callable[[int, int], dict[str, Any]]
+    stage2_sample: Callable[[int, int, int], dict[str, Any]]
+    clip: str
+    llava: str
+
+
+SHAPES_KIT = Kit(
+    SHAPES_WORLD, train_clip, pretrain_text, stage1_sample, stage2_sample, "clip-shapes", "llava-shapes"
+)
+
+
+def plan(kit: Kit, preset: Preset, work: Path, output: Path, reductions: Sequence[str]) -> list[Step]:
     """The steps of a build, in order.
 
     Args:
+        kit: Of the dataset.
         preset: Sizes.
         work: Folder of everything in between.
         output: Receives the checkpoints.
@@ -54,57 +82,34 @@ def plan(preset: Preset, work: Path, output: Path, reductions: tuple[str, ...] =
     """
     pictures, clip, llama = work / "pictures", work / "clip-shapes", work / "llama"
     captions, questions = work / "stage1.json", work / "stage2.json"
+    count, batch = preset.pictures, preset.stage2_batch
 
     def write_captions() -> None:
-        write_json((stage1_sample(n, preset.pictures) for n in range(preset.stage1_samples)), captions)
+        write_json((kit.stage1_sample(n, count) for n in range(preset.stage1_samples)), captions)
 
     def write_questions() -> None:
-        write_json(
-            (stage2_sample(n, preset.pictures, preset.stage2_batch) for n in range(preset.stage2_samples)),
-            questions,
-        )
+        write_json((kit.stage2_sample(n, count, batch) for n in range(preset.stage2_samples)), questions)
 
     return [
-        Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, preset.pictures)),
-        Step("CLIP", clip, lambda: train_clip(preset, pictures, clip)),
-        Step("text pretraining", llama, lambda: pretrain_text(preset, llama)),
+        Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, count, kit.world)),
+        Step("CLIP", clip, lambda: kit.train_clip(preset, pictures, clip)),
+        Step("text pretraining", llama, lambda: kit.pretrain_text(preset, llama)),
         Step("captions", captions, write_captions),
         Step("questions", questions, write_questions),
-        *train_llava(preset, work, output, reductions, CLIP, LLAVA),
+        *(step for reduction in reductions for step in train_llava(kit, preset, work, output, reduction)),
     ]
 
 
-def train_llava(
-    preset: Preset, work: Path, output: Path, reductions: Sequence[str], clip_name: str, name: str
-) -> list[Step]:
-    """Both stages and the checkpoint, for each reduction.
-
-    Args:
-        preset: Sizes.
-        work: Has everything that they take.
-        output: Receives the checkpoints.
-        reductions: What the language model is trained with.
-        clip_name: Of CLIP's folder in ``output``.
-        name: Of a LLaVA's folder, followed by the reduction unless that is TRIM's own count.
-    """
-    steps = []
-    for reduction in reductions:
-        stage1, stage2 = stage_folders(work, reduction)
-        projector = stage1 / "mm_projector.bin"
-        steps += [
-            Step(f"stage 1, {reduction}", stage1, partial(run_stage1, work, reduction, stage1)),
-            Step(
-                f"stage 2, {reduction}",
-                stage2,
-                partial(run_stage2, work, reduction, projector, preset.stage2_batch, stage2),
-            ),
-            Step(
-                f"checkpoint, {reduction}",
-                None,
-                partial(ship, work / "clip-shapes", stage2, output, clip_name, name + suffix_of(reduction)),
-            ),
-        ]
-    return steps
+def train_llava(kit: Kit, preset: Preset, work: Path, output: Path, reduction: str) -> list[Step]:
+    """Both stages and the checkpoint; see `plan`."""
+    stage1, stage2 = stage_folders(work, reduction)
+    projector, batch = stage1 / "mm_projector.bin", preset.stage2_batch
+    clip, name = work / "clip-shapes", kit.llava + suffix_of(reduction)
+    return [
+        Step(f"stage 1, {reduction}", stage1, lambda: run_stage1(work, reduction, stage1)),
+        Step(f"stage 2, {reduction}", stage2, lambda: run_stage2(work, reduction, projector, batch, stage2)),
+        Step(f"checkpoint, {reduction}", None, lambda: ship(clip, stage2, output, kit.clip, name)),
+    ]
 
 
 def suffix_of(reduction: str) -> str:

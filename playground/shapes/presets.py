@@ -20,7 +20,6 @@ class Preset:
         stage1_samples: Pictures with a caption, for the projector alone.
         stage2_samples: Conversations about a picture, for the whole model.
         stage2_batch: Of these per step.
-        held_out: Single questions about held-out pictures that measuring asks.
     """
 
     pictures: int
@@ -35,7 +34,6 @@ class Preset:
     stage1_samples: int
     stage2_samples: int
     stage2_batch: int
-    held_out: int
 
 
 PRESETS = {
@@ -52,7 +50,6 @@ PRESETS = {
         stage1_samples=4_800,
         stage2_samples=21_600,
         stage2_batch=32,
-        held_out=2_400,
     ),
     "smoke": Preset(
         pictures=96,
@@ -67,6 +64,5 @@ PRESETS = {
         stage1_samples=32,
         stage2_samples=48,
         stage2_batch=8,
-        held_out=12,
     ),
 }

@@ -2,17 +2,26 @@
 
 import csv
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from llava.assistant import Assistant
 from llava.compare import tables
-from llava.compare.asking import Outcome
-from llava.compare.subjects import accepted_subjects, load_subjects
+from llava.compare.asking import NO_IMAGE, Outcome, ask_with
+from llava.compare.subjects import Subject, accepted_subjects, load_subjects
 from llava.compare.tables import NOTHING, Table
+from llava.engine.base import Generation
 from llava.errors import UserError
+from llava.eval import provenance
 from llava.eval.benchmark import Benchmark, Mark
+from llava.eval.processes import Processes
+from llava.eval.provenance import question_digests, settings_of
+from llava.eval.runner import Plan
 from llava.main import main
+from playground.shapes import benchmark as shapes_benchmark
 from playground.shapes.benchmark import BENCHMARK
 from playground.shapes.make_benchmarks import main as make_benchmarks
 
@@ -59,7 +68,9 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, asked, capsys):
     assert rows["none"][tables.KEPT] == "100.0"
     assert float(rows["TRIM:-1"][tables.KEPT]) > 95 > float(rows["Random:16"][tables.KEPT])
     written = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert written.startswith("### Shapes\n")
+    assert written.startswith(
+        "### Shapes\n\nThe first 12 of 4000 questions, asked of the bundled shapes model.\n\n| setting"
+    )
     assert written.count("\n| ") == 1 + 1 + len(settings)
     assert written in capsys.readouterr().out
 
@@ -76,6 +87,7 @@ def test_benchmarks_are_asked_as_llava_eval_does_and_averaged(tmp_path, miniatur
     where = ["--data", str(miniatures), "--questions", "4"]
     compare(tmp_path, *where, "--on", "pope", "gqa", "--methods", "TRIM", "PruMerge+", "--budgets", "100")
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert text.count("questions of a miniature, asked of the bundled shapes model.") == 2
     assert [line for line in text.splitlines() if line[:1] == "#"] == [
         "### POPE (Avg. F1)",
         "### GQA (Acc)",
@@ -129,7 +141,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(arguments, message
     assert not list(tmp_path.iterdir())
 
 
-STAGES = {"reduction_ms": 1.0, "prefill_ms": 2.0, "total_ms": 4.0}
+STAGES = dict.fromkeys(tables.STAGES, 1.0)
 
 
 def outcome(setting, points, tokens=10, failures=0):
@@ -197,9 +209,9 @@ def test_the_average_is_over_what_has_a_score():
     second = Benchmark("two", "Two", "", (), load=BENCHMARK.load)
     text = tables.describe_average(
         [
-            (first, [outcome("none", [1, 1, 1, 1]), outcome("TRIM:16", [1, 1, 0, 0])]),
-            (second, [outcome("none", [1, 1, 0, 0]), outcome("TRIM:16", [1, 1, 0, 0])]),
-            (first, [outcome("none", [0, 0, 0, 0]), outcome("TRIM:16", [1, 0, 0, 0])]),
+            Table(first, [outcome("none", [1, 1, 1, 1]), outcome("TRIM:16", [1, 1, 0, 0])]),
+            Table(second, [outcome("none", [1, 1, 0, 0]), outcome("TRIM:16", [1, 1, 0, 0])]),
+            Table(first, [outcome("none", [0, 0, 0, 0]), outcome("TRIM:16", [1, 0, 0, 0])]),
         ]
     )
     assert text.splitlines()[-1].split("|")[-2].strip() == "75.0"  # of 50% and 100%
@@ -229,3 +241,74 @@ def test_questions_without_their_images_tell_what_guessing_is_worth(tmp_path, as
         "description",
     }
     assert asked == ["none"] * 12 + ["TRIM:16"] * 12 + ["none"] * 12
+
+
+@pytest.fixture(scope="module")
+def assistant():
+    return Assistant.load(device="cpu", token_reduction="none")
+
+
+def plan(folder, reduction):
+    generation = Generation(max_new_tokens=2)
+    return Plan("test", folder / "answers.jsonl", "model", "vicuna_v1", generation, reduction=reduction)
+
+
+def ask(assistant, questions, setting, folder):
+    reduction = "none" if setting == NO_IMAGE else setting
+    return ask_with(
+        setting, assistant, Subject(BENCHMARK, questions, None), plan(folder, reduction), Processes()
+    )
+
+
+def test_one_question_that_fails_is_a_wrong_answer_with_and_without_images(assistant, tmp_path):
+    questions = BENCHMARK.load(tmp_path, "")[:3]
+    questions[1] = replace(questions[1], text="word " * 3000)
+    for setting in ("TRIM:16", NO_IMAGE):
+        found = ask(assistant, questions, setting, tmp_path / setting[:2])
+        assert (found.failures, found.error, len(found.marks)) == (1, None, 3)
+        assert found.marks[1].points == 0
+
+
+def test_a_setting_that_the_model_cannot_have_is_a_row_that_says_so(assistant, tmp_path, monkeypatch):
+    def refuse(self, reducer):
+        raise UserError("this CLIP has no text encoder")
+
+    monkeypatch.setattr(type(assistant.encoder.tower), "prepare", refuse)
+    found = ask(assistant, BENCHMARK.load(tmp_path, "")[:3], "TRIM:16", tmp_path)
+    assert (found.error, found.marks) == ("this CLIP has no text encoder", [])
+
+
+def test_nothing_is_told_of_what_methods_that_average_keep(assistant, tmp_path):
+    questions = BENCHMARK.load(tmp_path, "")[:3]
+    assert ask(assistant, questions, "Pool:16", tmp_path / "pool").about_kept is None
+    assert ask(assistant, questions, "none", tmp_path / "none").about_kept == 1
+
+
+def test_answers_of_a_reducer_whose_code_has_changed_are_not_taken(assistant, tmp_path, monkeypatch):
+    questions = BENCHMARK.load(tmp_path, "")[:3]
+    code = tmp_path / "code.py"
+    code.write_text("first")
+    monkeypatch.setattr(provenance.inspect, "getsourcefile", lambda kind: str(code))
+    first = settings_of(assistant, "TRIM:16")
+    code.write_text("second")
+    assert settings_of(assistant, "TRIM:16") != first
+    assert question_digests(questions)[0] != question_digests(questions)[1]
+
+
+def test_answers_about_pictures_drawn_otherwise_are_not_taken(tmp_path, monkeypatch):
+    questions = BENCHMARK.load(tmp_path, "")[:1]
+    first = question_digests(questions)
+    monkeypatch.setattr(shapes_benchmark, "drawing_digest", lambda: "other code")
+    assert question_digests(questions) != first
+
+
+@pytest.mark.slow
+def test_two_processes_compare_as_one(tmp_path):
+    arguments = ["compare", "--questions", "6", "--methods", "TRIM", "--budgets", "16", "--device", "cpu"]
+    main([*arguments, "--out", str(tmp_path / "one")])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "llava.main"]
+    command = [sys.executable, *launch, *arguments, "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    for name in ("none.jsonl", "TRIM-16.jsonl"):
+        one, two = ((tmp_path / run / "shapes" / name).read_text() for run in ("one", "two"))
+        assert one == two

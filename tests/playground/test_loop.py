@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from llava.errors import UserError
 from playground.shapes import loop
 from playground.shapes.loop import Ahead, fit
 
@@ -36,7 +37,10 @@ def test_finished_training_is_not_repeated(tmp_path):
     torch.testing.assert_close(again.weight, model.weight)
 
 
-@pytest.mark.parametrize("muon", [False, True])
+has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
+@pytest.mark.parametrize("muon", [False, pytest.param(True, marks=has_muon)])
 def test_interrupted_training_ends_where_an_uninterrupted_one_does(muon, tmp_path, monkeypatch):
     whole = _model()
     fit(whole, _losses(whole, []), 8, 0.01, tmp_path / "whole.state", muon=muon)
@@ -57,6 +61,7 @@ def test_interrupted_training_ends_where_an_uninterrupted_one_does(muon, tmp_pat
     torch.testing.assert_close(resumed.weight, whole.weight)
 
 
+@has_muon
 def test_muon_takes_the_matrices_between_layers_and_no_embedding():
     model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     adam, muon = loop._optimizers(model, 0.1, muon=True)
@@ -83,3 +88,17 @@ def test_what_is_prepared_ahead_comes_in_the_order_of_the_steps(processes, tmp_p
     fit(plain, _losses(plain, []), 6, 0.01, tmp_path / "plain.state")
     assert seen == list(range(6))
     torch.testing.assert_close(model.weight, plain.weight)
+
+
+def test_a_state_of_another_version_is_told_apart(tmp_path):
+    model = _model()
+    torch.save({"model": model.state_dict(), "optimizer": {}, "step": 3}, tmp_path / "old.state")
+    with pytest.raises(UserError, match=r"old.state is of another version of this training; remove it"):
+        fit(model, _losses(model, []), 5, 0.01, tmp_path / "old.state")
+
+
+def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    model = _model()
+    with pytest.raises(UserError, match=r"needs Muon, which torch 2.9 and newer have"):
+        fit(model, _losses(model, []), 5, 0.01, tmp_path / "a.state", muon=True)

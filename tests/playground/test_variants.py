@@ -99,3 +99,16 @@ def test_the_table_has_a_row_for_each_way(capsys):
     assert not visual_positions.main(["--token-reduction", "TRIM:16", "--questions", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == list(visual_positions.WAYS)
+
+
+def test_a_number_is_no_threshold(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "REDUCERS", dict(registry.REDUCERS))
+    arguments = ["--methods", "Cover-tau", "--budgets", "16", "--questions", "2", "--device", "cpu"]
+    assert not reducer_variants.main([*arguments, "--out", str(tmp_path)])
+    assert "Cover-tau:16 is no threshold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reduction", ["Pool:16", "VisionZip:16"])
+def test_positions_are_known_of_kept_patches_and_one_mean_alone(reduction, capsys):
+    assert visual_positions.main(["--token-reduction", reduction, "--questions", "2"]) == 2
+    assert "other tokens than patches and one mean" in capsys.readouterr().err
