@@ -54,7 +54,8 @@ def test_the_list_has_a_line_for_each_with_what_it_reads(capsys):
 
 
 def test_the_page_about_methods_has_a_row_for_each():
-    rows = re.findall(r"^\| `([^:`]+):", (DOCS / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = (DOCS / "methods.md").read_text(encoding="utf-8").split("The last column")[0]
+    rows = re.findall(r"^\| `([^:`]+):", table, re.MULTILINE)
     assert rows == list(REDUCERS)
 
 
