@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava.errors import UserError
 from llava.main import main as llava_main
@@ -32,7 +31,7 @@ from llava.model.multimodal_encoder.reducers.base import (
 )
 from llava.model.multimodal_encoder.reducers.cover import Cover
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
-from llava.model.multimodal_encoder.reducers.relevance import question_relevance, smooth
+from llava.model.multimodal_encoder.reducers.relevance import question_relevance
 from llava.model.multimodal_encoder.token_reduction import Ratio
 
 
@@ -170,9 +169,7 @@ class Anchors(Cover):
         """Keep patches, and the means of the groups behind them."""
         groups = max(1, count // 8)
         kept = Cover.reduce(self, image, count - groups + 1).kept
-        dropped = torch.ones(len(image.patches), dtype=torch.bool, device=kept.device)
-        dropped[kept] = False
-        rest = image.patches[dropped]
+        rest = image.patches[dropped(image, kept)]
         similarity = cosine(rest)
         anchors = pick_coverage((similarity + 1) / 2, groups)
         sums, members = member_sums(rest, similarity[:, anchors].argmax(dim=1), groups)
@@ -182,19 +179,22 @@ class Anchors(Cover):
 
 @dataclass(frozen=True, slots=True)
 class TrimVariant(Budgeted):
-    """TRIM's own patches for a number, with another merged token."""
+    """The most relevant patches, with another merged token than TRIM's or another relevance."""
 
     name: ClassVar[str] = "TRIM-pure"
     paper: ClassVar[str] = "-"
     needs_question: ClassVar[bool] = True
     copies: ClassVar[int] = 0
 
+    def scores(self, image: ImageInputs) -> Tensor:
+        """Return what the most relevant patches have most of, (N,)."""
+        return image.relevance()
+
     def reduce(self, image: ImageInputs, count: int) -> Choice:
         """Keep the most relevant patches, and the mean of the others as often as ``copies`` says."""
-        kept = top(image.relevance(), count)
-        dropped = torch.ones(len(image.patches), dtype=torch.bool, device=kept.device)
-        dropped[kept] = False
-        merged = image.patches[dropped].float().mean(dim=0, keepdim=True).to(image.patches.dtype)
+        kept = top(self.scores(image), count)
+        rest = image.patches[dropped(image, kept)]
+        merged = rest.float().mean(dim=0, keepdim=True).to(image.patches.dtype)
         return Choice(kept, torch.cat([image.patches[kept], merged.expand(self.copies, -1)]))
 
 
@@ -211,21 +211,24 @@ class TrimSmooth(TrimVariant):
     """Relevance smoothed over neighbors, as Cover's is, and one merged token."""
 
     name: ClassVar[str] = "TRIM-smooth"
+    copies: ClassVar[int] = 1
 
-    def reduce(self, image: ImageInputs, count: int) -> Choice:
-        """Keep the most relevant patches, and the mean of the others."""
-        scores = question_relevance(image.joint(), image.question())
-        side = math.isqrt(len(scores))
-        kept = top(smooth(scores.view(side, side)).flatten(), count)
-        dropped = F.one_hot(kept, len(scores)).sum(dim=0) == 0
-        merged = image.patches[dropped].float().mean(dim=0, keepdim=True).to(image.patches.dtype)
-        return Choice(kept, torch.cat([image.patches[kept], merged]))
+    def scores(self, image: ImageInputs) -> Tensor:
+        """Return smoothed relevance, (N,)."""
+        return Cover(self.budget).worth(image)
 
 
 VARIANTS: tuple[type[Budgeted], ...] = (
     *(Sharp, Uniform, Squared, Eighth, AddSaliency, GateSaliency, Threshold),
     *(Pure, Repeated, Anchors, TrimVariant, TrimRepeated, TrimSmooth),
 )
+
+
+def dropped(image: ImageInputs, kept: Tensor) -> Tensor:
+    """Tell which patches are not among those kept, bool (N,)."""
+    rest = torch.ones(len(image.patches), dtype=torch.bool, device=kept.device)
+    rest[kept] = False
+    return rest
 
 
 def repeat_last(choice: Choice, times: int) -> Choice:

@@ -11,15 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 
 from playground.hard_shapes.scene import Scene
-from playground.shapes.questions import SHORT_ANSWER, Question, describe, with_article
+from playground.shapes.questions import (
+    DESCRIPTION_TEMPLATES,
+    PRESENCE_TEMPLATES,
+    SHORT_ANSWER,
+    Question,
+    choose,
+    describe,
+    indices,
+    there_or_nearly,
+    with_article,
+)
 from playground.shapes.world import COLORS, SHAPES, Thing
-
-T = TypeVar("T")
 
 KINDS = ("color", "shape", "presence", "count", "position", "character", "size", "description")
 # Centers of two things are at least so far apart, in pixels, where a question is about their order; and one
@@ -41,12 +48,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Which shape does the {thing} have?",
         "Tell me the shape of the {thing}.",
     ),
-    "presence": (
-        "Is there {thing} in the picture?",
-        "Is there {thing} in the image?",
-        "Do you see {thing}?",
-        "Does the picture show {thing}?",
-    ),
+    "presence": PRESENCE_TEMPLATES,
     "count": (
         "How many {things} are there?",
         "How many {things} are in the image?",
@@ -74,12 +76,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Is the {thing} smaller or larger than the {other}?",
         "Compared with the {other}, is the {thing} larger or smaller?",
     ),
-    "description": (
-        "Describe the picture.",
-        "What is in the picture?",
-        "Describe the image briefly.",
-        "What do you see in the image?",
-    ),
+    "description": DESCRIPTION_TEMPLATES,
 }
 MARKED = ("object with the character {}", "object marked {}", "shape with a {} on it")
 
@@ -107,7 +104,7 @@ def references(scene: Scene, rng: np.random.Generator) -> list[Reference]:
     found = []
     for index, thing in enumerate(scene.things):
         if thing.character:
-            words = _choose(MARKED, rng).format(thing.character)
+            words = choose(MARKED, rng).format(thing.character)
             found.append(Reference(index, words, frozenset({"character"})))
         if pairs[thing.name] == 1:
             found.append(Reference(index, thing.name, frozenset({"color", "shape"})))
@@ -137,7 +134,7 @@ def ask_several(scene: Scene, rng: np.random.Generator, count: int, kinds: Seque
     """Ask ``count`` questions of these kinds, by chance; fewer if the scene does not yield as many."""
     found: dict[tuple[str, str, tuple[int, ...]], Question] = {}
     for _ in range(4 * count):
-        question = ask(scene, rng, _choose(kinds, rng))
+        question = ask(scene, rng, choose(kinds, rng))
         found.setdefault((question.kind, question.answer, question.named), question)
         if len(found) == count:
             break
@@ -182,24 +179,18 @@ def _ask_attribute(
     ]
     if not silent:
         return None
-    chosen = _choose(silent, rng)
-    text = _choose(TEMPLATES[kind], rng).format(thing=chosen.words)
+    chosen = choose(silent, rng)
+    text = choose(TEMPLATES[kind], rng).format(thing=chosen.words)
     return Question(text, answer(scene.things[chosen.thing]), kind, (chosen.thing,))
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask whether something is there: half of it is not, and most of that nearly is."""
     wanted = bool(rng.integers(2))
-    there = {(thing.color, thing.shape) for thing in scene.things}
-    color, shape = _choose(sorted(there), rng)
-    while not wanted and (color, shape) in there:
-        # Two in three wrong pairs keep the color or the shape of something that is there.
-        change = int(rng.integers(3))
-        color = color if change == 1 else _choose(tuple(COLORS), rng)
-        shape = shape if change == 0 else _choose(SHAPES, rng)
-    text = _choose(TEMPLATES["presence"], rng).format(thing=with_article(f"{color} {shape}"))
+    color, shape = there_or_nearly(scene, rng, wanted)
+    text = choose(TEMPLATES["presence"], rng).format(thing=with_article(f"{color} {shape}"))
     # What is not there is refuted by what has its color or its shape.
-    named = _indices(
+    named = indices(
         scene,
         lambda thing: (
             thing.name == f"{color} {shape}" if wanted else thing.color == color or thing.shape == shape
@@ -216,12 +207,12 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Question:
     ]
     by_number: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
     for words, test in tests:
-        named = _indices(scene, test)
+        named = indices(scene, test)
         if named:
             by_number.setdefault(len(named), []).append((words, named))
-    number = _choose(sorted(by_number), rng)
-    words, named = _choose(by_number[number], rng)
-    return Question(_choose(TEMPLATES["count"], rng).format(things=words), str(number), "count", named)
+    number = choose(sorted(by_number), rng)
+    words, named = choose(by_number[number], rng)
+    return Question(choose(TEMPLATES["count"], rng).format(things=words), str(number), "count", named)
 
 
 def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -266,10 +257,10 @@ def _ask_about_two(
     ]
     if not pairs:
         return None
-    first, second = _choose(pairs, rng)
+    first, second = choose(pairs, rng)
     right = answer(scene.things[first.thing], scene.things[second.thing])
     assert right is not None
-    text = _choose(templates, rng).format(thing=first.words, other=second.words)
+    text = choose(templates, rng).format(thing=first.words, other=second.words)
     return Question(text, right, kind, (first.thing, second.thing))
 
 
@@ -281,20 +272,12 @@ def _order(difference: float, least: float, low: str, high: str) -> str | None:
 
 
 def _ask_description(scene: Scene, rng: np.random.Generator) -> Question:
-    text = _choose(TEMPLATES["description"], rng)
+    text = choose(TEMPLATES["description"], rng)
     return Question(text, describe(scene), "description", tuple(range(len(scene.things))))
 
 
 def _plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
-
-
-def _indices(scene: Scene, test: Callable[[Thing], bool]) -> tuple[int, ...]:
-    return tuple(index for index, thing in enumerate(scene.things) if test(thing))
-
-
-def _choose(options: Sequence[T], rng: np.random.Generator) -> T:
-    return options[int(rng.integers(len(options)))]
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {

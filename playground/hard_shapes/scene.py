@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from playground.hard_shapes.glyphs import CHARACTERS, draw_character
-from playground.shapes.world import COLORS, SHAPES, Thing, add_noise, background, silhouette, stream
+from playground.shapes.world import COLORS, SHAPES, Thing, add_noise, background, paint, silhouette, stream
 
 SIZE = 336
 PATCH = 14
@@ -101,9 +101,7 @@ class Scene:
         picture = background(rng, size, kinds=7)
         for index in self._from_back_to_front():
             thing = self.things[index]
-            shade = tuple(int(np.clip(part + rng.integers(-14, 15), 0, 255)) for part in COLORS[thing.color])
-            mask, corner = silhouette(thing, size, SIZE)
-            picture.paste(shade, corner, mask)
+            paint(picture, thing, rng, SIZE)
             if thing.character:
                 scale = size / SIZE
                 center = (thing.x * scale, thing.y * scale)

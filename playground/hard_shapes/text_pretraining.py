@@ -35,7 +35,7 @@ from playground.hard_shapes.text_samples import (
 from playground.shapes.llama_tokenizer import train_llama_tokenizer
 from playground.shapes.loop import Ahead, Report, fit, pick_device
 from playground.shapes.presets import Preset
-from playground.shapes.text_pretraining import build_llama
+from playground.shapes.text_pretraining import answer_report, build_llama
 from playground.shapes.text_samples import NO_WORD, converse
 from playground.shapes.world import stream
 
@@ -123,10 +123,7 @@ def answer_loss(model: LlamaForCausalLM, batch: Collated) -> Report:
     words, labels, mask = (one.to(model.device) for one in batch)
     with torch.autocast(model.device.type, torch.bfloat16):
         logits = model(inputs_embeds=embed(model, words), attention_mask=mask).logits
-    learned = labels[:, 1:] != IGNORE_INDEX
-    chosen, target = logits[:, :-1][learned].float(), labels[:, 1:][learned]
-    right = (chosen.argmax(-1) == target).float().mean()
-    return {"loss": F.cross_entropy(chosen, target), "right": right}
+    return answer_report(logits, labels)
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ from playground.hard_shapes.clip_batches import (
 )
 from playground.hard_shapes.scene import GRID, MOST_THINGS, SIZE, TRAIN, Scene
 from playground.shapes.clip_losses import COVERED, FREE, attribute_loss, contrastive_loss, naming_loss
-from playground.shapes.clip_model import build_clip, preprocessor
+from playground.shapes.clip_model import build_clip, save_clip
 from playground.shapes.clip_tokenizer import train_clip_tokenizer
 from playground.shapes.loop import Ahead, Report, fit, pick_device
 from playground.shapes.pictures import World
@@ -174,6 +174,4 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     state = unfinished.with_name("clip.state")
     work = Ahead(batches.prepare, learner.losses)
     fit(learner, work, sum(preset.clip_steps), 1.5e-3, state, muon=True)
-    model.to(torch.float16).save_pretrained(unfinished)
-    (unfinished / "preprocessor_config.json").write_text(preprocessor(SIZE))
-    unfinished.rename(folder)
+    save_clip(model, unfinished, folder, SIZE)

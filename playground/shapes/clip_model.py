@@ -1,6 +1,7 @@
 """The toy CLIP: its sizes, and what goes in and comes out, as the reducer sees it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,6 +65,20 @@ def build_clip(preset: Preset, tokenizer: CLIPTokenizer, size: int = SIZE) -> CL
 def preprocessor(size: int = SIZE) -> str:
     """Return ``preprocessor_config.json`` for pictures of so many pixels."""
     return _PREPROCESSOR.format(size=size, mean=list(MEAN), deviation=list(DEVIATION))
+
+
+def save_clip(model: CLIPModel, unfinished: Path, folder: Path, size: int = SIZE) -> None:
+    """Write a CLIP in half precision, with its image processor, beside its tokenizer.
+
+    Args:
+        model: Changed in place.
+        unfinished: Has the tokenizer, and is renamed at the end.
+        folder: Exists afterwards only if complete.
+        size: Side of the pictures, in pixels.
+    """
+    model.to(torch.float16).save_pretrained(unfinished)
+    (unfinished / "preprocessor_config.json").write_text(preprocessor(size))
+    unfinished.rename(folder)
 
 
 def normalize(pictures: NDArray[np.uint8]) -> Tensor:

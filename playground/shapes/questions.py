@@ -118,9 +118,9 @@ def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
     certain = [shape for shape, colors in by_shape.items() if len(colors) == 1]
     if not certain:
         return None
-    shape = _choose(certain, rng)
-    text = _choose(COLOR_TEMPLATES, rng).format(shape=shape)
-    return Question(text, min(by_shape[shape]), "color", _named(scene, lambda thing: thing.shape == shape))
+    shape = choose(certain, rng)
+    text = choose(COLOR_TEMPLATES, rng).format(shape=shape)
+    return Question(text, min(by_shape[shape]), "color", indices(scene, lambda thing: thing.shape == shape))
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -129,9 +129,9 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     certain = [color for color, shapes in by_color.items() if len(shapes) == 1]
     if not certain:
         return None
-    color = _choose(certain, rng)
-    text = _choose(SHAPE_TEMPLATES, rng).format(color=color)
-    return Question(text, min(by_color[color]), "shape", _named(scene, lambda thing: thing.color == color))
+    color = choose(certain, rng)
+    text = choose(SHAPE_TEMPLATES, rng).format(color=color)
+    return Question(text, min(by_color[color]), "shape", indices(scene, lambda thing: thing.color == color))
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question:
@@ -139,34 +139,42 @@ def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question:
     wanted = bool(rng.integers(2))
     if rng.random() < 0.3:
         return _ask_presence_of_one_word(scene, rng, wanted)
+    color, shape = there_or_nearly(scene, rng, wanted)
+    text = choose(PRESENCE_TEMPLATES, rng).format(thing=with_article(f"{color} {shape}"))
+    named = indices(scene, lambda thing: thing.color == color or thing.shape == shape)
+    return Question(text, "yes" if wanted else "no", "presence", named)
+
+
+def there_or_nearly(scene: Drawable, rng: np.random.Generator, wanted: bool) -> tuple[str, str]:
+    """Return color and shape of something that is there, or else of what is not and mostly nearly is."""
     there = {(thing.color, thing.shape) for thing in scene.things}
-    color, shape = _choose(sorted(there), rng)
+    color, shape = choose(sorted(there), rng)
     while not wanted and (color, shape) in there:
         # Two in three wrong pairs keep the color or the shape of something that is there.
         change = int(rng.integers(3))
-        color = color if change == 1 else _choose(tuple(COLORS), rng)
-        shape = shape if change == 0 else _choose(SHAPES, rng)
-    text = _choose(PRESENCE_TEMPLATES, rng).format(thing=with_article(f"{color} {shape}"))
-    named = _named(scene, lambda thing: thing.color == color or thing.shape == shape)
-    return Question(text, "yes" if wanted else "no", "presence", named)
+        color = color if change == 1 else choose(tuple(COLORS), rng)
+        shape = shape if change == 0 else choose(SHAPES, rng)
+    return color, shape
 
 
 def _ask_presence_of_one_word(scene: Scene, rng: np.random.Generator, wanted: bool) -> Question:
     about_shape = bool(rng.integers(2))
     there = {thing.shape if about_shape else thing.color for thing in scene.things}
     names = tuple(SHAPES) if about_shape else tuple(COLORS)
-    name = _choose([name for name in names if (name in there) == wanted], rng)
+    name = choose([name for name in names if (name in there) == wanted], rng)
     thing_text = with_article(name if about_shape else f"{name} object")
-    text = _choose(PRESENCE_TEMPLATES, rng).format(thing=thing_text)
-    named = _named(scene, lambda thing: name in (thing.color, thing.shape))
+    text = choose(PRESENCE_TEMPLATES, rng).format(thing=thing_text)
+    named = indices(scene, lambda thing: name in (thing.color, thing.shape))
     return Question(text, "yes" if wanted else "no", "presence", named)
 
 
-def _named(scene: Scene, test: Callable[[Thing], bool]) -> tuple[int, ...]:
+def indices(scene: Drawable, test: Callable[[Thing], bool]) -> tuple[int, ...]:
+    """Return the indices of the things that pass a test."""
     return tuple(index for index, thing in enumerate(scene.things) if test(thing))
 
 
-def _choose(options: Sequence[T], rng: np.random.Generator) -> T:
+def choose(options: Sequence[T], rng: np.random.Generator) -> T:
+    """Return one of some options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 

@@ -48,6 +48,19 @@ def embed(model: LlamaForCausalLM, words: Tensor, overprint: Tensor) -> Tensor:
     return table(words) + second
 
 
+def answer_report(logits: Tensor, labels: Tensor) -> Report:
+    """Return cross-entropy on what is learned, and the share of right tokens in it.
+
+    Args:
+        logits: (samples, length, vocabulary).
+        labels: `IGNORE_INDEX` where nothing is learned, (samples, length).
+    """
+    learned = labels[:, 1:] != IGNORE_INDEX
+    chosen, target = logits[:, :-1][learned].float(), labels[:, 1:][learned]
+    right = (chosen.argmax(-1) == target).float().mean()
+    return {"loss": torch.nn.functional.cross_entropy(chosen, target), "right": right}
+
+
 class TextPretraining:
     """The loss of one step, from written scenes made as needed."""
 
@@ -74,10 +87,7 @@ class TextPretraining:
     def _loss(self, samples: Sequence[TextSample]) -> Report:
         words, overprint, labels, mask = collate(samples, self._model.device)
         logits = self._model(inputs_embeds=embed(self._model, words, overprint), attention_mask=mask).logits
-        learned = labels[:, 1:] != IGNORE_INDEX
-        chosen, target = logits[:, :-1][learned], labels[:, 1:][learned]
-        right = (chosen.argmax(-1) == target).float().mean()
-        return {"loss": torch.nn.functional.cross_entropy(chosen, target), "right": right}
+        return answer_report(logits, labels)
 
     @torch.inference_mode()
     def test(self, count: int) -> float:

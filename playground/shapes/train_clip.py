@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from playground.shapes.clip_losses import COVERED, FREE, attribute_loss, contrastive_loss, naming_loss
-from playground.shapes.clip_model import build_clip, encode_picture, encode_texts, normalize, preprocessor
+from playground.shapes.clip_model import build_clip, encode_picture, encode_texts, normalize, save_clip
 from playground.shapes.clip_tokenizer import train_clip_tokenizer
 from playground.shapes.loop import Report, fit, pick_device
 from playground.shapes.pictures import read_pictures
@@ -176,6 +176,4 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     model = build_clip(preset, tokenizer).to(pick_device())
     training = ClipTraining(model, tokenizer, pictures, preset)
     fit(model, training.step_loss, sum(preset.clip_steps), 1.5e-3, unfinished.with_name("clip.state"))
-    model.to(torch.float16).save_pretrained(unfinished)
-    (unfinished / "preprocessor_config.json").write_text(preprocessor())
-    unfinished.rename(folder)
+    save_clip(model, unfinished, folder)

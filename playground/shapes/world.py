@@ -144,9 +144,7 @@ class Scene:
         rng = stream(self.seed, "pixels")
         picture = background(rng, size)
         for thing in self.things:
-            shade = tuple(int(np.clip(part + rng.integers(-14, 15), 0, 255)) for part in COLORS[thing.color])
-            mask, corner = silhouette(thing, size)
-            picture.paste(shade, corner, mask)
+            paint(picture, thing, rng)
         return add_noise(picture, rng)
 
     def coverage(self) -> NDArray[np.float32]:
@@ -254,6 +252,13 @@ def silhouette(thing: Thing, size: int, frame: int = SIZE) -> tuple[Image.Image,
     for outline, ink in outlines(thing.shape):
         draw.polygon(_placed(outline, thing, scale * fine, (left * fine, top * fine)), fill=ink)
     return mask.reduce(fine), (left, top)
+
+
+def paint(picture: Image.Image, thing: Thing, rng: np.random.Generator, frame: int = SIZE) -> None:
+    """Draw a thing in a shade of its color onto a square picture; see `silhouette`."""
+    shade = tuple(int(np.clip(part + rng.integers(-14, 15), 0, 255)) for part in COLORS[thing.color])
+    mask, corner = silhouette(thing, picture.width, frame)
+    picture.paste(shade, corner, mask)
 
 
 def _placed(outline: Outline, thing: Thing, scale: float, origin: tuple[int, int]) -> list[tuple[int, int]]:
