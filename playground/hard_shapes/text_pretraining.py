@@ -1,7 +1,8 @@
 """Train the small language model on crowded scenes in words, before it ever sees an image.
 
 As in `playground.shapes.text_pretraining`, but with drills in keywords for a longer beginning and now and
-then after: counting, above all, is learned from nothing else.
+then after: counting, above all, is learned from nothing else. What drills have taught takes a second round to
+reach whole sentences.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from playground.shapes.text_pretraining import answer_report, build_llama
 from playground.shapes.text_samples import NO_WORD, converse
 from playground.shapes.world import stream
 
+# The highest learning rate of each round; the second repeats the first's number of steps.
+PEAKS = (2e-3, 1.5e-3)
 # Of the embeddings' width, for the words of an order that begin as waves.
 WAVE_SHARE = 0.25
 VOCABULARY = 900
@@ -98,21 +101,27 @@ class TextBatches:
         preset: Sizes.
     """
 
-    # Share of the steps, from the first, that are drills alone.
+    # Share of the first round, from its first step, that is drills alone.
     DRILLS = 0.35
-    FORMS = ("turns", "drill", "single", "caption", "turns", "drill", "single", "listing")
+    FORMS = (
+        ("turns", "drill", "single", "caption", "turns", "drill", "single", "listing"),
+        ("turns", "drill", "turns", "caption", "turns", "single", "turns", "listing"),
+    )
     # Sequences per step by form, relative to the preset's batch: about as many positions each.
     SHARE: ClassVar = {"drill": 1.3, "turns": 0.7, "single": 1.3, "caption": 1.3, "listing": 1.0}
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> None:
         self._tokenizer = tokenizer
         self._batch = preset.text_batch
-        self._drills = int(self.DRILLS * preset.text_steps)
+        self._steps = preset.text_steps
 
-    def prepare(self, step: int) -> Collated:
-        """Return the samples of a step, of one form."""
-        form = "drill" if step < self._drills else self.FORMS[step % len(self.FORMS)]
+    def prepare(self, round_number: int, step: int) -> Collated:
+        """Return the samples of a step of the first round, 0, or the second, all of one form."""
+        forms = self.FORMS[round_number]
+        warm_up = round_number == 0 and step < int(self.DRILLS * self._steps)
+        form = "drill" if warm_up else forms[step % len(forms)]
         count = max(1, int(self._batch * self.SHARE[form]))
+        step += round_number * self._steps
         # The upper half of the training range, so that these are not the scenes of the pictures.
         first = TRAIN[len(TRAIN) // 2 + 2 * step * self._batch]
         return collate([make_sample(first + row, form, self._tokenizer) for row in range(count)])
@@ -160,9 +169,10 @@ def pretrain_text(preset: Preset, folder: Path) -> None:
     begin_in_order(model, tokenizer)
     model.to(pick_device())
     batches = TextBatches(tokenizer, preset)
-    state = unfinished.with_name("text.state")
-    work = Ahead(batches.prepare, partial(answer_loss, model))
-    fit(model, work, preset.text_steps, 2e-3, state, muon=True)
+    for number, peak in enumerate(PEAKS):
+        work = Ahead(partial(batches.prepare, number), partial(answer_loss, model))
+        state = unfinished.with_name(f"text-{number + 1}.state")
+        fit(model, work, preset.text_steps, peak, state, muon=True)
     right = right_by_kind(model, tokenizer, min(800, 8 * preset.text_steps))
     print(f"text pretraining: {json.dumps(right)} of single questions right", flush=True)
     (unfinished / "text_pretraining.json").write_text(json.dumps({"validation_single_right": right}))

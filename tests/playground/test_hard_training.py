@@ -180,8 +180,9 @@ def test_a_step_of_text_pretraining_learns(tokenizer):
     torch.manual_seed(0)
     model = build_llama(SMOKE, len(tokenizer))
     batches = TextBatches(tokenizer, SMOKE)
-    first, again = batches.prepare(0), batches.prepare(0)
+    first, again, second = batches.prepare(0, 0), batches.prepare(0, 0), batches.prepare(1, 0)
     assert all(map(torch.equal, first, again))  # a resumed run repeats it
+    assert first[0].shape != second[0].shape or not torch.equal(first[0], second[0])
     answer_loss(model, first)["loss"].backward()
     assert all(weight.grad is not None for weight in model.parameters())
     assert set(right_by_kind(model, tokenizer, 16)) == set(KINDS)
