@@ -24,8 +24,8 @@ def stage1_sample(number: int, pictures: int) -> dict[str, Any]:
 def stage2_sample(number: int, pictures: int, batch: int, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """Return several questions about a picture, or only one.
 
-    As for the easy pictures, two batches in three hold single questions, and long and short samples do not
-    share a batch.
+    Every other batch holds several questions per picture, of which one pass over all patches learns the most;
+    the rest hold one, as the model will be asked. Long and short samples do not share a batch.
 
     Args:
         number: Of the sample.
@@ -36,7 +36,7 @@ def stage2_sample(number: int, pictures: int, batch: int, kinds: Sequence[str] =
     seed = TRAIN[number % pictures]
     scene = Scene.from_seed(seed)
     rng = stream(seed + number // pictures * ROUND, "words")
-    if number // batch % 3:
+    if number // batch % 2:
         questions = [ask(scene, rng, kinds[int(rng.integers(len(kinds)))])]
     else:
         short = [kind for kind in kinds if kind in SHORT_KINDS] or kinds

@@ -14,7 +14,7 @@ HARD_PRESETS = {  # as `build.sh` calls them
         text_steps=2_000,
         text_batch=24,
         stage1_samples=6_400,
-        stage2_samples=44_800,
+        stage2_samples=24_000,
         stage2_batch=32,
     ),
     "full-smoke": PRESETS["smoke"],
