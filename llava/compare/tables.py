@@ -26,7 +26,8 @@ BASELINE, REFERENCE = "none", "TRIM"
 NOTHING = "-"
 MARKERS = "osD^v*P"
 KEPT = "kept of what is asked about"
-OPTIONAL = (KEPT,)
+# Left out where no setting has one.
+OPTIONAL = (KEPT, f"less {REFERENCE}")
 # Reading and encoding an image is done once for all settings that find it in the cache.
 STAGES = ("reduction_ms", "prefill_ms", "decode_ms")
 # Of a benchmark with more metrics beside its headline (POPE, MME), the headline alone is shown.

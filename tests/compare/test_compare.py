@@ -161,6 +161,7 @@ def test_a_star_says_that_a_difference_is_sure():
     assert not rows["TRIM:16"]["less none"].endswith("*")
     assert rows["SCOPE:16"]["less TRIM"].startswith("-45.0")
     assert rows["SCOPE:16"]["less TRIM"].endswith("*")
+    assert "less TRIM" not in rows_of(outcome("none", good), outcome("SCOPE:16", bad))["SCOPE:16"]
 
 
 def test_a_budget_that_cannot_be_met_ends_nothing(tmp_path, capsys):
