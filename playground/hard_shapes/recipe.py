@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=positive, default=200, help="of validation (default: 200)")
     options = parser.parse_args(argv)
     options.reduction = str(parse_reduction(options.reduction))
+    options.work = options.work.resolve()
     asked = BENCHMARK.load(Path(), "validation")
     table = []
     for kind in options.kinds:

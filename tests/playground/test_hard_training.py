@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
+from llava.errors import UserError
 from playground.hard_shapes import recipe, train_clip
 from playground.hard_shapes.clip_batches import NAMES, SEEN_PATCHES, ClipBatches, cut_patches, world_texts
 from playground.hard_shapes.glyphs import CHARACTERS
@@ -298,6 +299,23 @@ def test_data_of_both_stages_are_llavas():
 def test_a_trial_of_one_kind_says_what_it_needs(tmp_path, capsys):
     assert recipe.main(["--work", str(tmp_path)]) == 2
     assert "lacks clip-shapes: run build.sh --preset full" in capsys.readouterr().err
+
+
+def test_a_trial_of_one_kind_takes_a_relative_folder(tmp_path, monkeypatch, capsys):
+    for name in (*recipe.NEEDED, "stage1"):
+        (tmp_path / "build" / name).mkdir(parents=True)
+    (tmp_path / "build" / "pictures" / "0.jpg").touch()
+    (tmp_path / "build" / "stage1" / "mm_projector.bin").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def train(work, reduction, projector, *rest):
+        raise UserError(f"training starts in {work} from {projector}")
+
+    monkeypatch.setattr(recipe, "run_stage2", train)
+    assert recipe.main(["--work", "build", "--kinds", "color", "--samples", "1"]) == 2
+    folder = tmp_path / "build"
+    started = f"training starts in {folder} from {folder / 'stage1' / 'mm_projector.bin'}"
+    assert started in capsys.readouterr().err
 
 
 def test_questions_of_one_kind_can_be_had():

@@ -1,6 +1,8 @@
 import json
+import re
+from pathlib import Path
 
-from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
+from playground.shapes.make_data import main, stage1_sample, stage2_sample, write_json
 from playground.shapes.questions import TURNS
 from playground.shapes.world import TRAIN, Scene
 
@@ -35,3 +37,13 @@ def test_file_is_llavas_list(tmp_path):
     write_json((stage1_sample(number, 4) for number in range(4)), path)
     assert [sample["id"] for sample in json.loads(path.read_text())] == [f"shapes-{n}" for n in range(4)]
     assert [file.name for file in tmp_path.iterdir()] == ["stage1.json"]
+
+
+def test_the_tutorial_names_what_is_there(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parents[2] / "docs" / "finetune.md"
+    named = set(re.findall(r"my-data/[\w./-]*\w", page.read_text(encoding="utf-8")))
+    made_by_training = {"my-data/lora", "my-data/merged"}
+    assert made_by_training < named
+    monkeypatch.chdir(tmp_path)
+    assert not main(["--output", "my-data", "--pictures", "1"])
+    assert [path for path in sorted(named - made_by_training) if not Path(path).exists()] == []
