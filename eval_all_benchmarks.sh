@@ -15,7 +15,8 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/evaluate.sh"
 
-# The name of a run: that of the model, of a training's checkpoint with the folder before it, and the reduction.
+# The name of a run: that of the model, of a training's checkpoint with the folder before it, and the reduction,
+# behind an @ that no model's name has left.
 run_name() {
     local path="${1%/}" name
     name="${path##*/}"
@@ -23,8 +24,7 @@ run_name() {
         path="${path%/*}"
         name="${path##*/}_$name"
     fi
-    name+="${2:+-$2}"
-    printf '%s\n' "${name//[^A-Za-z0-9._-]/_}"
+    printf '%s\n' "${name//[^A-Za-z0-9._-]/_}${2:+@${2//[^A-Za-z0-9._-]/_}}"
 }
 
 models=()

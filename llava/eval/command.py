@@ -215,9 +215,12 @@ def _read_choices(options: argparse.Namespace) -> Choices:
 
 
 def default_id(model_path: str | None, token_reduction: str | None) -> str:
-    """Return a name for a run: that of the model and, if it was given, of the reduction."""
-    name = name_of_model(model_path)
-    return re.sub(r"[^\w.-]+", "_", name if token_reduction is None else f"{name}-{token_reduction}")
+    """Return a name for a run: that of the model and, if it was given, of the reduction behind an ``@``.
+
+    No name of a model has an ``@`` left, so that ``llava-shapes`` with ``none`` is not ``llava-shapes-none``.
+    """
+    parts = [name_of_model(model_path), *([token_reduction] if token_reduction is not None else [])]
+    return "@".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
 def load_for(options: argparse.Namespace, processes: Processes) -> Assistant:

@@ -16,7 +16,7 @@ from llava.assistant import Assistant
 from llava.errors import UserError
 from llava.eval.benchmark import Benchmark, Mark, Question, Response
 from llava.eval.data_check import choose_split, is_miniature, require_data
-from llava.eval.files import JsonObject, write_json, write_score
+from llava.eval.files import JsonObject, move_aside, write_json, write_score
 from llava.eval.intervals import estimate
 from llava.eval.judge import Judge
 from llava.eval.processes import Processes
@@ -147,6 +147,7 @@ def evaluate(
         "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
+    _keep_other_result(path, settings)
     write_json(path, result)
     if result["score"] is not None and is_whole:
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
@@ -283,14 +284,24 @@ def _judge(
 
 def _judged_before(path: Path, settings: JsonObject) -> JsonObject | None:
     """Return the result of a judge about the same answers, if there is one: it took money to get."""
-    if not path.exists():
-        return None
+    result = _result_with(path, settings)
+    return result if result is not None and isinstance(result["judge"], dict) else None
+
+
+def _result_with(path: Path, settings: JsonObject) -> JsonObject | None:
+    """Return the result in a file if it was had with these settings."""
     try:
         result = read_result(path)
-    except UserError:  # damaged, or not of this version
+    except UserError:  # not there, damaged, or not of this version
         return None
-    is_same = result["settings"] == json.loads(json.dumps(settings))  # as it was written
-    return result if is_same and isinstance(result["judge"], dict) else None
+    return result if result["settings"] == json.loads(json.dumps(settings)) else None  # as it was written
+
+
+def _keep_other_result(path: Path, settings: JsonObject) -> None:
+    """Move a result aside that was had with other settings, such as another model of the same name."""
+    if path.exists() and _result_with(path, settings) is None:
+        (aside,) = move_aside(path)
+        logger.warning("%s is of other settings; kept: %s", path, aside)
 
 
 def _describe_judge(reviews: Reviews | str | None) -> JsonObject | str | None:

@@ -151,7 +151,9 @@ def test_results_that_cannot_be_written_are_said_before_the_model_is_loaded(mini
     [
         (None, None, "llava-shapes"),
         ("liuhaotian/llava-v1.5-7b", None, "llava-v1.5-7b"),
-        ("/models/run/checkpoint-100/", "TRIM:-1", "run_checkpoint-100-TRIM_-1"),
+        ("/models/run/checkpoint-100/", "TRIM:-1", "run_checkpoint-100@TRIM_-1"),
+        ("llava-shapes", "none", "llava-shapes@none"),  # not what llava-shapes-none is called
+        ("llava@none", None, "llava_none"),
     ],
 )
 def test_a_run_is_named_after_model_and_reduction(model, reduction, expected):
@@ -172,9 +174,9 @@ def test_results_go_below_results_miniatures_apart(miniatures, tmp_path, monkeyp
         "cpu",
     ]
     assert main([*argv, "--max-new-tokens", "1", "--token-reduction", "none"]) == 0
-    assert (tmp_path / "results" / "miniatures" / "llava-v1.5-tiny-none" / "pope-first-1.json").exists()
+    assert (tmp_path / "results" / "miniatures" / "llava-v1.5-tiny@none" / "pope-first-1.json").exists()
     assert main(["report", "results"]) == 0
-    assert "| `llava-v1.5-tiny-none`" in capsys.readouterr().out
+    assert "| `llava-v1.5-tiny@none`" in capsys.readouterr().out
 
 
 def test_vllm_has_its_own_way_to_use_several_devices():

@@ -162,6 +162,18 @@ def test_a_run_without_a_judge_keeps_what_a_judge_said_of_the_same_answers(shape
     assert evaluate(MMVET, shapes, changed, ALONE)["score"] is None  # other answers
 
 
+def test_a_result_of_other_settings_is_kept_aside(shapes, choices, caplog):
+    some = replace(choices, limit=3)
+    evaluate(VQAV2, shapes, some, ALONE)
+    path = choices.results_file.parent / "llava-v1.5" / "vqav2-first-3.json"
+    first = path.read_text()
+    evaluate(VQAV2, shapes, replace(some, generation={"max_new_tokens": 3}), ALONE)
+    evaluate(VQAV2, shapes, replace(some, generation={"max_new_tokens": 3}), ALONE)  # takes its own place
+    assert path.with_name("vqav2-first-3.json.1").read_text() == first
+    assert len(list(path.parent.iterdir())) == 2
+    assert f"{path} is of other settings; kept: {path}.1" in caplog.text
+
+
 def test_a_judge_that_refuses_leaves_the_answers_and_says_why(shapes, choices, caplog):
     with serving(lambda text, before: Raw(401)) as server:
         judge = Judge("a-judge", server.url, key="secret", waits_s=())

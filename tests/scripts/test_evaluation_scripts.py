@@ -64,15 +64,15 @@ def test_all_benchmarks_end_with_one_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 600
     report = done.stdout[done.stdout.index("## Miniatures of the shapes world") :]
-    table = report[: report.index("Differences to `llava-shapes-none`")].splitlines()
-    assert table[2].replace(" ", "") == "||`llava-shapes-none`|`llava-shapes-TRIM_-1`|"
+    table = report[: report.index("Differences to `llava-shapes@none`")].splitlines()
+    assert table[2].replace(" ", "") == "||`llava-shapes@none`|`llava-shapes@TRIM_-1`|"
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table[4:] if line.startswith("|")}
     assert len(rows) >= 12
     assert [cell.strip() for cell in rows["MM-Vet (GPT judge)"]] == ["needs a judge"] * 2
     assert float(rows["GQA (Acc)"][1].split()[0]) > 80
     folder = tmp_path / "results" / "miniatures"
     assert (folder / "report.png").exists()
-    assert (folder / "llava-shapes-TRIM_-1.txt").read_text().count("\n") == 10
+    assert (folder / "llava-shapes@TRIM_-1.txt").read_text().count("\n") == 10
 
 
 def test_help_is_the_header():
