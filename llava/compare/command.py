@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from llava.errors import UserError
-from llava.eval.command import load_for
+from llava.eval.command import default_id, load_for
 from llava.options import add_engine_options, add_model_options, name_of_model, positive
 from llava.utils import printable, setup_logging
 
@@ -56,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out",
         type=Path,
-        default=RESULTS,
-        help=f"gets answers and tables; run again to go on (default: {RESULTS})",
+        help=f"gets answers and tables; run again to go on (default: {RESULTS}/MODEL)",
     )
     add_model_options(parser, with_reduction=False)
     add_engine_options(parser)
@@ -91,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
     from llava.eval.runner import Plan
 
     setup_logging(logging.WARNING)
+    options.out = options.out or RESULTS / default_id(options.model_path, None)
     settings = chosen_settings(options) + [NO_IMAGE] * options.without_image
     subjects = load_subjects(options.on, options.data, options.questions)
     with explaining_writes(options.out):

@@ -83,6 +83,12 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, asked, capsys):
     assert read_rows(tmp_path / "shapes.csv")["Random:36"]["accuracy"] == rows["Random:36"]["accuracy"]
 
 
+def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["compare", "--questions", "1", "--device", "cpu", "--methods", "TRIM", "--budgets", "16"])
+    assert (tmp_path / "results" / "compare" / "llava-shapes" / "comparison.md").exists()
+
+
 def test_benchmarks_are_asked_as_llava_eval_does_and_averaged(tmp_path, miniatures, asked):
     where = ["--data", str(miniatures), "--questions", "4"]
     compare(tmp_path, *where, "--on", "pope", "gqa", "--methods", "TRIM", "PruMerge+", "--budgets", "100")
