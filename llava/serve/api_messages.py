@@ -20,6 +20,9 @@ MAX_MARKS = 2**18  # commas and brackets of a body: a small list takes twenty ti
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256  # of each
 _ONLY = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0}
+# Of OpenAI's fields, those that would make another answer of it, in a way that nothing here can.
+_UNSUPPORTED = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias", "audio")
+_PLAIN_TEXT = {"type": "text"}
 _SHOWN_CHARACTERS = 60  # of a value in an error
 
 
@@ -54,7 +57,7 @@ class ChatRequest:
 
 
 def read_body(data: bytes | bytearray, *, allow_urls: bool = False) -> ChatRequest:
-    """Read the body of a request; fields that are not known are not looked at.
+    """Read the body of a request; fields that no answer depends on are not looked at.
 
     Args:
         data: JSON.
@@ -88,6 +91,9 @@ def _request(body: dict[str, Any], allow_urls: bool) -> Request:
     for name, only in _ONLY.items():
         if (value := _number(body, name)) not in (None, only):
             raise BodyError(name, f"{name} is {value:g}; accepted: {only}")
+    for name in _UNSUPPORTED:
+        if (given := body.get(name)) and given != _PLAIN_TEXT:
+            raise BodyError(name, f"{name} is {_shown(given)}; answers are plain text, leave it out")
     return Request(_messages(body, allow_urls), token_reduction=reduction, generation=_generation(body))
 
 

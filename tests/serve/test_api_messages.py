@@ -58,7 +58,9 @@ def test_every_setting_is_read():
         presence_penalty=0,
         frequency_penalty=0.0,
         token_reduction="TRIM:9",
-        tools=[{"anything": "is ignored"}],
+        user="anything: it is ignored",
+        tools=[],
+        response_format={"type": "text"},
     )
     assert (chat.model, chat.stream, chat.include_usage) == ("llava", True, True)
     expected = Generation(max_new_tokens=9, temperature=1.0, top_p=0.5, seed=3, stop=("a", "b"))
@@ -131,6 +133,9 @@ def test_an_image_that_cannot_be_read_names_its_place(value):
         ({"stream": "yes"}, "stream", "stream is 'yes'; accepted: true or false"),
         ({"stream_options": 1}, "stream_options", "stream_options is 1; accepted: an object"),
         ({"n": 2}, "n", "n is 2; accepted: 1"),
+        ({"tools": [{"type": "function"}]}, "tools", "tools is a list; answers are plain text, leave it out"),
+        ({"logprobs": True}, "logprobs", "logprobs is true; answers are plain text, leave it out"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is an object; answers"),
         ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty is 0.5; accepted: 0"),
         ({"model": 7}, "model", "model is 7; accepted: the name of a model"),
         ({"token_reduction": "TRIM:zero"}, None, "'TRIM:zero' is not a token reduction; accepted:"),
