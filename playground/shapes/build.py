@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from llava.model.multimodal_encoder.reducers.registry import parse_reduction
     from playground.hard_shapes.plan import HARD_KIT
-    from playground.shapes.plan import SHAPES_KIT, plan
+    from playground.shapes.plan import SHAPES_KIT, plan, refuse_other_clip
 
     is_hard = arguments.preset in HARD_PRESETS
     asked_for = arguments.reductions or (["none", "TRIM:-1"] if is_hard else ["TRIM:-1"])
@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"the folder {work} could not be made: {error.strerror}") from error
     preset = HARD_PRESETS[arguments.preset] if is_hard else PRESETS[arguments.preset]
-    build(plan(HARD_KIT if is_hard else SHAPES_KIT, preset, work, output, reductions))
+    kit = HARD_KIT if is_hard else SHAPES_KIT
+    refuse_other_clip(kit, work, output)
+    build(plan(kit, preset, work, output, reductions))
     print(f"checkpoints in {output}", flush=True)
 
 

@@ -1,5 +1,6 @@
 """The steps from nothing to the shapes checkpoints, in order, each with what it leaves behind."""
 
+import filecmp
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from llava.errors import UserError
 from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
 from playground.shapes.pictures import SHAPES_WORLD, World, draw_pictures
 from playground.shapes.presets import Preset
@@ -121,6 +123,20 @@ def stage_folders(work: Path, reduction: str) -> tuple[Path, Path]:
     """Return what the two stages leave behind in a build's folder."""
     suffix = suffix_of(reduction)
     return work / f"stage1{suffix}", work / f"stage2{suffix}"
+
+
+def refuse_other_clip(kit: Kit, work: Path, output: Path) -> None:
+    """Refuse to put a CLIP where another of its name is, with which the models beside it were trained.
+
+    Raises:
+        UserError: If one is there.
+    """
+    there, own = (folder / "model.safetensors" for folder in (output / kit.clip, work / "clip-shapes"))
+    if there.exists() and not (own.exists() and filecmp.cmp(there, own, shallow=False)):
+        raise UserError(
+            f"{output} has another {kit.clip}, with which the models beside it were trained; choose another "
+            f"--output, or copy it to {own.parent} to train with it too"
+        )
 
 
 def ship(clip: Path, stage2: Path, output: Path, clip_name: str, name: str) -> None:

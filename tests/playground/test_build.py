@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.errors import UserError
 from playground.hard_shapes.presets import HARD_PRESETS
+from playground.shapes.plan import SHAPES_KIT, refuse_other_clip
 from playground.shapes.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +17,18 @@ BUILD = ROOT / "playground" / "shapes" / "build.sh"
 def test_help_names_the_presets():
     told = subprocess.run(["bash", BUILD, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in told for name in (*PRESETS, *HARD_PRESETS))
+
+
+def test_another_clip_is_not_taken_from_the_models_that_use_it(tmp_path):
+    work, output = tmp_path / "work", tmp_path / "output"
+    refuse_other_clip(SHAPES_KIT, work, output)
+    for folder, weights in ((output / SHAPES_KIT.clip, b"one"), (work / "clip-shapes", b"two")):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=f"{output} has another clip-shapes.*or copy it to {work}"):
+        refuse_other_clip(SHAPES_KIT, work, output)
+    (work / "clip-shapes" / "model.safetensors").write_bytes(b"one")
+    refuse_other_clip(SHAPES_KIT, work, output)
 
 
 @pytest.mark.slow
