@@ -135,7 +135,7 @@ def test_an_image_that_cannot_be_read_names_its_place(value):
         ({"n": 2}, "n", "n is 2; accepted: 1"),
         ({"tools": [{"type": "function"}]}, "tools", "tools is a list; answers are plain text, leave it out"),
         ({"logprobs": True}, "logprobs", "logprobs is true; answers are plain text, leave it out"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is an object; answers"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is an object"),
         ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty is 0.5; accepted: 0"),
         ({"model": 7}, "model", "model is 7; accepted: the name of a model"),
         ({"token_reduction": "TRIM:zero"}, None, "'TRIM:zero' is not a token reduction; accepted:"),
