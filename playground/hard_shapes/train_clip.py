@@ -41,6 +41,8 @@ from playground.shapes.presets import Preset
 HARD_WORLD = World(TRAIN, Scene.from_seed, MOST_THINGS, GRID)
 WEIGHTS = {"naming": 1.0, "uneven": 0.1, "color": 0.5, "shape": 1.0, "character": 1.0, "contrast": 0.1}
 WEIGHTS |= {"place": 0.3, "center": 0.5, "size": 0.5}
+# With so many patches or more, attention's own kernel is faster on a CPU, with fewer its backward pass is slower.
+LONG = 400
 # How strongly heads that begin near look at the patch itself, and how large positions are.
 NEARNESS, WAVES = 1.8, 0.5
 
@@ -62,6 +64,7 @@ class Learner(nn.Module):
     def losses(self, batch: Batch) -> Report:
         """Return the losses of a batch, and under ``loss`` what is minimized."""
         batch = batch.to(self.clip.device)
+        self.clip.set_attn_implementation("sdpa" if batch.patches.shape[1] >= LONG else "eager")
         # In float32 the products take most of the time; sums, softmaxes and norms stay in it.
         with torch.autocast(self.clip.device.type, torch.bfloat16):
             hidden, joint, pooled = encode_picture(self.clip, batch.pixels, batch.patches)
@@ -167,7 +170,6 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     tokenizer = train_clip_tokenizer(world_texts(1000), 300, unfinished)
     model = build_clip(preset, tokenizer, SIZE)
-    model.set_attn_implementation("eager")  # whose backward pass is faster on a CPU, at these lengths
     begin_near(model)
     learner = Learner(model).to(pick_device())
     batches = ClipBatches(tokenizer, pictures, preset)
