@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measure what a GPU shows, in at most 8 minutes: scripts/gpu_check.sh [OUT] [--size tiny|full] [--parts a,b] [--device cpu]
+# Measure what a GPU shows: scripts/gpu_check.sh [OUT] [--size tiny|full] [--parts a,b] [--device cpu]
+# It takes about 6 minutes on an H200, at most 12.
 # Runs with .venv where there is one, else with the python3 that is found, and installs nothing.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"

@@ -40,8 +40,8 @@ def run_worker(function: str, folder: Path) -> list[dict]:
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_all_limits_together_are_8_minutes_and_every_part_has_a_table():
-    # Half as long again as the parts took on an H100: no hanging part takes a whole session along.
+def test_all_limits_together_are_at_most_12_minutes_and_every_part_has_a_table():
+    # Twice what the parts took on an H200, so that a part that hangs does not hold the check up for long.
     assert sum(part.limit_s for part in PARTS) <= 12 * 60
     assert list(tables.TABLES) == [part.name for part in PARTS]
     for part in PARTS:
