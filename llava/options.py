@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llava.engine.vllm_engine import VllmOptions
 
 
+MOST_PORT = 65535
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, like all other errors of the commands."""
 
@@ -44,6 +47,30 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid number; accepted: 1 or more")
     return int(text)
+
+
+def port(text: str, least: int = 1) -> int:
+    """Read an option that says at which port to listen.
+
+    Args:
+        text: What was written.
+        least: The smallest accepted value.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no such port.
+    """
+    if not (text.isdecimal() and least <= int(text) <= MOST_PORT):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port; accepted: {least} to {MOST_PORT}")
+    return int(text)
+
+
+def port_or_any(text: str) -> int:
+    """Read an option that says at which port to listen, where 0 stands for any that is free.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no such port.
+    """
+    return port(text, least=0)
 
 
 def mebibytes(text: str) -> float:

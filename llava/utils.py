@@ -63,18 +63,6 @@ def on_first_process(work: Callable[[], _Result]) -> _Result:
     return outcome[0]
 
 
-def rank0_info(logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a message on the first process only, so that a run on many devices says it once.
-
-    Args:
-        logger: Logger of the calling module.
-        message: Format string in the style of ``logging``.
-        *args: Values for the format string.
-    """
-    if process_rank() == 0:
-        logger.info(message, *args)
-
-
 def printable(text: str) -> str:
     """Return a text as it may be shown on a terminal: names of files and answers of models may hold anything.
 

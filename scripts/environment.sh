@@ -28,6 +28,12 @@ find_python() {
     fail "no Python of at least 3.10 found (set PYTHON=/path/to/python3 if it has another name)"
 }
 
+# Refuse to go on with a Python $1 that lacks what llava needs; for scripts that install nothing.
+require_libraries() {
+    "$1" -c "import accelerate, PIL, safetensors, sentencepiece, torch, transformers" >/dev/null 2>&1 ||
+        fail "$1 lacks libraries that llava needs: run bash scripts/quickstart.sh, which installs them into .venv"
+}
+
 make_environment() {
     local python
     if "$environment/bin/python" -m pip --version >/dev/null 2>&1; then

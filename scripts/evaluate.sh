@@ -7,6 +7,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/processes.sh"
 root="$repository/"
 if [[ . -ef "$repository" ]]; then root=""; fi
 
+require_counts GPUS # before anything is installed or made
+
 # Run `python -m llava.eval $@`; benchmarks on every visible GPU, or on as many processes as GPUS says.
 evaluate() {
     local count

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by launch.sh: how many processes train, and the command that starts them, on one machine or several.
+# Sourced by launch.sh and evaluate.sh: how many processes train, and the command that starts them, on one machine or several.
 
 require_counts() {
     local name

@@ -8,7 +8,14 @@ from llava.assistant import Assistant
 from llava.engine import vllm_engine
 from llava.engine.vllm_engine import VllmOptions
 from llava.errors import UserError
-from llava.options import CommandParser, add_engine_options, read_vllm_options, utf8
+from llava.options import (
+    CommandParser,
+    add_engine_options,
+    port,
+    port_or_any,
+    read_vllm_options,
+    utf8,
+)
 
 
 def read(*flags):
@@ -60,6 +67,16 @@ def test_without_vllm_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None if name == "vllm" else find(name))
     with pytest.raises(UserError, match=r"needs vLLM, .*: pip install 'llava\[vllm\]'"):
         Assistant.load(device="cpu", vllm=VllmOptions())
+
+
+@pytest.mark.parametrize(("kind", "least"), [(port, 1), (port_or_any, 0)])
+def test_ports_are_those_that_there_are(kind, least):
+    parser = CommandParser()
+    parser.add_argument("--port", type=kind)
+    assert [parser.parse_args(["--port", str(one)]).port for one in (least, 65535)] == [least, 65535]
+    for wrong in (str(least - 1), "65536", "http", "1.5", ""):
+        with pytest.raises(UserError, match=f"'{wrong}' is not a valid port; accepted: {least} to 65535"):
+            parser.parse_args(["--port", wrong])
 
 
 @pytest.mark.parametrize("written", ["Was ist das für ein Stern? 👍🏽", ""])

@@ -16,7 +16,6 @@ from llava.utils import (
     exit_on_user_error,
     pretty_print_semaphore,
     printable,
-    rank0_info,
     refuse_overwriting,
     setup_logging,
 )
@@ -91,16 +90,6 @@ def test_a_reader_that_goes_away_is_no_error(lines: int):
     process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (process.returncode, process.stderr) == (0, b"")
-
-
-@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_only_the_first_process_informs(
-    rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    monkeypatch.setenv("RANK", rank)
-    with caplog.at_level(logging.INFO):
-        rank0_info(logging.getLogger("test"), "%d samples", 7)
-    assert [record.getMessage() for record in caplog.records] == ["7 samples"] * lines
 
 
 @pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.WARNING)])

@@ -84,13 +84,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be measured, before minutes go into a model.
+    """Refuse what cannot be measured or written, before minutes go into a model.
 
     Raises:
         UserError: If it cannot.
     """
     from llava.bench.pictures import picture_paths
     from llava.model.multimodal_encoder.reducers.registry import parse_reduction
+    from llava.model.saving import check_output_folder
 
     given = [f"--{name.replace('_', '-')}" for name in OF_CHECKPOINTS if getattr(options, name)]
     if options.random and given:
@@ -105,6 +106,8 @@ def check(options: argparse.Namespace) -> None:
         parse_reduction(reduction)
     if options.images is not None:
         picture_paths(options.images)
+    if options.out is not None:
+        check_output_folder(options.out)
 
 
 def batch_sizes(options: argparse.Namespace) -> list[int]:

@@ -10,7 +10,14 @@ import signal
 import socket
 
 from llava.errors import UserError
-from llava.options import add_engine_options, add_model_options, load_assistant, name_of_model, positive
+from llava.options import (
+    add_engine_options,
+    add_model_options,
+    load_assistant,
+    name_of_model,
+    port_or_any,
+    positive,
+)
 from llava.serve.web import listen, warn_if_open
 from llava.utils import setup_logging
 
@@ -22,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
+    parser.add_argument(
+        "--port", type=port_or_any, default=8000, help="default: 8000; 0 for any that is free"
+    )
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"that clients must send (default: the variable {KEY_VARIABLE})"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava.errors import UserError
-from llava.options import CommandParser
+from llava.options import CommandParser, port_or_any
 from llava.serve.protocol import (
     CONTROLLER_PORT,
     DELIMITER,
@@ -348,7 +348,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = CommandParser(prog="python -m llava.serve.controller", description="Hand requests to workers.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=CONTROLLER_PORT, help=f"(default: {CONTROLLER_PORT})")
+    parser.add_argument(
+        "--port", type=port_or_any, default=CONTROLLER_PORT, help=f"(default: {CONTROLLER_PORT})"
+    )
     parser.add_argument(
         "--dispatch-method",
         choices=DISPATCH_METHODS,

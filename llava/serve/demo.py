@@ -17,6 +17,7 @@ from llava.options import (
     add_model_options,
     load_assistant,
     name_of_model,
+    port,
     positive,
 )
 from llava.serve.conversation_log import ConversationLog
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every page."""
     parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
-    parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=port, default=7860, help="default: 7860")
     parser.add_argument(
         "--concurrency-count", type=positive, default=16, help="visitors answered at once (default: 16)"
     )

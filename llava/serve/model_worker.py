@@ -19,6 +19,7 @@ from llava.options import (
     add_model_options,
     load_assistant,
     name_of_model,
+    port_or_any,
     positive,
 )
 from llava.serve.protocol import (
@@ -263,7 +264,7 @@ def build_parser() -> CommandParser:
         prog="python -m llava.serve.model_worker", description="Answer for a controller's clients."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=WORKER_PORT, help=f"(default: {WORKER_PORT})")
+    parser.add_argument("--port", type=port_or_any, default=WORKER_PORT, help=f"(default: {WORKER_PORT})")
     parser.add_argument(
         "--worker-address",
         type=address_option,

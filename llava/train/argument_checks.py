@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+    is_azureml_available,
+    is_flytekit_available,
+)
 
 from llava.errors import UserError
 from llava.train.wandb_login import check_wandb_login
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 BITS = (4, 8, 16)
 QUANT_TYPES = ("fp4", "nf4")
 LORA_BIASES = ("none", "all", "lora_only")
-REPORTERS = ("tensorboard", "wandb")
+REPORTERS_OF_EXTRA = ("tensorboard", "wandb")  # of llava[train]
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 # The smallest accepted values.
 LEAST = {
@@ -124,11 +129,37 @@ def check_reporters(training_args: TrainingArguments) -> None:
     """Refuse a report that does not exist, or needs a package which is not installed or a login.
 
     Raises:
-        UserError: If it needs one.
+        UserError: If there is one; before anything is loaded.
     """
     for name in training_args.report_to:
         check_choice("--report_to", name, ("none", "all", *INTEGRATION_TO_CALLBACK))
-        if name in REPORTERS and find_spec(name) is None:
-            raise UserError(f"--report_to {name} needs {name}: pip install 'llava[train]'")
+        _check_reporter(name)
     if "wandb" in training_args.report_to and process_rank() == 0:  # the one that reports
         check_wandb_login()
+
+
+def _check_reporter(name: str) -> None:
+    """Refuse a report for which transformers finds no package.
+
+    Raises:
+        UserError: If it finds none.
+    """
+    available = _available_reporters()
+    if name in available:
+        return
+    if name in REPORTERS_OF_EXTRA:
+        raise UserError(f"--report_to {name} needs {name}: pip install 'llava[train]'")
+    raise UserError(
+        f"--report_to {name} needs a package that is not installed or a setting that is missing; accepted "
+        f"here: {', '.join(['none', *available])}"
+    )
+
+
+def _available_reporters() -> list[str]:
+    """Return the reports whose packages are installed and set up."""
+    available = get_available_reporting_integrations()  # what "all" stands for: not all that there are
+    if is_azureml_available() and "azure_ml" not in available:
+        available.append("azure_ml")
+    if is_flytekit_available():
+        available.append("flyte")
+    return available

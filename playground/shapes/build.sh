@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Make the shapes checkpoints from nothing: bash playground/shapes/build.sh --preset small|smoke|full|full-smoke ..., see --help
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source "$(dirname -- "${BASH_SOURCE[0]}")/../../scripts/environment.sh"
+cd -- "$repository"
 python=python3
 if [[ -n "${VIRTUAL_ENV:-}" ]]; then
   python="$VIRTUAL_ENV/bin/python"
-elif [[ -x .venv/bin/python ]]; then
-  python=.venv/bin/python
+elif [[ -x "$environment/bin/python" ]]; then
+  python="$environment/bin/python"
 fi
+require_libraries "$python"
 exec "$python" -m playground.shapes.build "$@"

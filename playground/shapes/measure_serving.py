@@ -262,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
     parser.add_argument("serve", nargs="*", help="after --: further options of `llava serve`")
     options = parser.parse_args(argv)
+    if options.requests < 2:
+        raise UserError("--requests is 1; accepted: 2 or more, since the times of one have no quantiles")
     bodies = make_bodies(options.pictures, options.new_tokens)
     loads = [
         measure(engine, reduction, bodies, options.requests, options.clients, options.serve)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llava.errors import UserError
 from playground.shapes.loop import workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,9 @@ def run_stage1(work: Path, reduction: str, output: Path) -> None:
         work: The build's folder, with ``llama``, ``clip-shapes``, ``pictures`` and ``stage1.json``.
         reduction: What the reducer is set to; ``none`` for none.
         output: Receives ``mm_projector.bin``; exists afterwards only if complete.
+
+    Raises:
+        UserError: If the training fails.
     """
     own = {
         "version": "plain",
@@ -62,6 +66,9 @@ def run_stage2(
         batch: Samples per step.
         output: Receives the checkpoint; exists afterwards only if complete.
         questions: The training set, instead of ``stage2.json``.
+
+    Raises:
+        UserError: If the training fails.
     """
     own = {
         "version": "v1",
@@ -79,7 +86,11 @@ def run_stage2(
 
 
 def _train(work: Path, output: Path, own: dict[str, object]) -> None:
-    """Run the training script in a process of its own; it resumes from its last checkpoint by itself."""
+    """Run the training script in a process of its own; it resumes from its last checkpoint by itself.
+
+    Raises:
+        UserError: If it fails.
+    """
     unfinished = output.with_name(output.name + ".unfinished")
     places = {
         "model_name_or_path": work / "llama",
@@ -90,5 +101,8 @@ def _train(work: Path, output: Path, own: dict[str, object]) -> None:
     flags = [part for name, value in (places | COMMON | own).items() for part in (f"--{name}", str(value))]
     # Everything is on this disk: nothing is to be looked up anywhere.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "llava.train.train", *flags], check=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", "llava.train.train", *flags]
+    code = subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+    if code:  # the training has said why
+        raise UserError(f"the training of {output} ended with exit code {code}; its own error is above")
     unfinished.rename(output)

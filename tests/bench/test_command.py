@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llava.bench import __main__ as module
-from llava.bench import measure, pictures, subject, tables
+from llava.bench import command, measure, pictures, results, subject, tables
 from llava.bench.model_sizes import MODEL_SIZES
 from llava.bench.report import ANSWER, DECODE, FIRST_TOKEN, Report, read_report
 from llava.bench.stages import FIRST_TOKEN as STAGES
@@ -210,9 +210,20 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch, capsys):
     assert "the device's memory does not suffice; try smaller --batch-sizes" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys):
+def test_a_folder_that_cannot_be_made_is_one_sentence_before_anything_is_measured(
+    tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "measured", lambda _: pytest.fail("it is measured"))
     (tmp_path / "file").touch()
-    chosen = ["--batch-sizes", "1", "--reductions", "Pool:1", "--out", str(tmp_path / "file" / "below")]
+    assert main([*TINY, "--out", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert f"error: the output folder '{tmp_path}/file/below' cannot be created: Not a directory" in error
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(results, "free_path", lambda folder, name: folder / "file" / "below")
+    chosen = ["--batch-sizes", "1", "--reductions", "Pool:1", "--out", str(tmp_path)]
     assert main([*TINY, "--repeats", "1", "--new-tokens", "2", *chosen]) == 2
     assert "the results could not be written to" in capsys.readouterr().err
 

@@ -28,6 +28,12 @@ def test_a_server_that_does_not_start_is_said(capsys):
     assert "does not start: error: " in capsys.readouterr().err
 
 
+def test_one_request_is_refused_before_a_server_is_started(monkeypatch, capsys):
+    monkeypatch.setattr(measure_serving, "measure", lambda *_: pytest.fail("it is measured"))
+    assert main(["--requests", "1"]) == 2
+    assert "error: --requests is 1; accepted: 2 or more" in capsys.readouterr().err
+
+
 def streaming(*lines):
     text = "".join(f"data: {line}\n\n" for line in lines)
     return httpx.MockTransport(lambda request: httpx.Response(200, text=text))

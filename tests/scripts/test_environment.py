@@ -1,4 +1,4 @@
-"""quickstart.sh and test.sh over a stand-in for Python: what they install, when, and what they reuse."""
+"""Scripts over a stand-in for Python: what they install, when, what they reuse, and what they need."""
 
 import os
 import re
@@ -206,3 +206,19 @@ def test_the_oldest_versions_are_the_lower_bounds_of_the_project():
         if "==" in line
     )
     assert pins.keys() <= newest.keys()
+
+
+@pytest.mark.parametrize("script", ["scripts/gpu_check.sh", "playground/shapes/build.sh"])
+def test_a_script_that_installs_nothing_says_what_does(script: str, repository: Path, tmp_path: Path):
+    target = repository / script
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / script, target)
+    (tmp_path / "python3").write_text("#!/bin/sh\necho Traceback >&2\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = run(repository, f"../{script}", PATH=path, VIRTUAL_ENV="")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: python3 lacks libraries that llava needs: run bash scripts/quickstart.sh, which installs "
+        "them into .venv\n"
+    )

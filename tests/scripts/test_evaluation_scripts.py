@@ -87,3 +87,12 @@ def test_a_script_without_a_benchmark_says_so():
     done = run(ROOT / "scripts" / "v1_5" / "eval" / "run.sh")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no benchmark is named")
+
+
+@pytest.mark.parametrize("script", ["eval_all_benchmarks.sh", "scripts/v1_5/eval/pope.sh"])
+@pytest.mark.parametrize("count", ["two", "0"])
+def test_a_wrong_count_is_refused_before_anything_is_made(script, count, tmp_path):
+    done = run(ROOT / script, GPUS=count, MINIATURES=tmp_path / "data", RESULTS=tmp_path / "results")
+    assert done.returncode == 2
+    assert done.stderr == f"error: GPUS is '{count}'; accepted: a whole number of at least 1\n"
+    assert list(tmp_path.iterdir()) == []

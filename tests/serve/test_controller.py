@@ -379,7 +379,7 @@ def test_a_client_that_goes_away_while_it_sends_leaves_no_traceback(plain, caplo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--port", "99999"], "99999"),
+        (["--port", "99999"], "'99999' is not a valid port; accepted: 0 to 65535"),
         (["--host", "203.0.113.7"], "203.0.113.7"),
         (["--dispatch-method", "random"], "lottery"),
         (["--key", "two words"], "no spaces"),

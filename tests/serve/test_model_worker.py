@@ -403,6 +403,7 @@ def test_the_options_are_llavas_and_those_of_every_command():
     [
         (["--model-path", "/nowhere/model", "--port", "0"], "/nowhere/model"),
         (["--limit-model-concurrency", "0"], "1 or more"),
+        (["--port", "70000"], "'70000' is not a valid port; accepted: 0 to 65535"),
         (["--controller-address", "localhost:21001"], "an address such as"),
         (["--host", "203.0.113.7"], "203.0.113.7"),
         (["--token-reduction", "TRIM:0", "--port", "0"], "TRIM"),

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.token_reduction import NoReduction, VisualTokens
 from llava.model.prompt_encoder import PromptEncoder, ReducedImage
 from llava.train import argument_checks
+from llava.train.argument_checks import REPORTERS_OF_EXTRA
 from llava.train.arguments import parse_arguments
 from llava.train.meter import TrainingMeter
 from llava.train.train import train
@@ -97,10 +99,30 @@ def test_wandb_gets_it(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert b"train/visual_tokens_mean" in run
 
 
+def let_transformers_find(monkeypatch, *reporters: str) -> None:
+    monkeypatch.setattr(argument_checks, "get_available_reporting_integrations", lambda: list(reporters))
+    for name, package in (("azure_ml", "azureml"), ("flyte", "flytekit")):
+        found = name in reporters
+        monkeypatch.setattr(argument_checks, f"is_{package}_available", lambda found=found: found)
+
+
 @pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
 def test_a_report_that_is_not_installed_names_the_extra(command, monkeypatch, reporter: str):
-    monkeypatch.setattr(argument_checks, "find_spec", lambda name: None if name == reporter else object())
+    let_transformers_find(monkeypatch)
     with pytest.raises(
         UserError, match=rf"--report_to {reporter} needs {reporter}: pip install 'llava\[train\]'"
     ):
         parse_arguments(command("finetune", report_to=reporter))
+
+
+@pytest.mark.parametrize(
+    "reporter", [name for name in INTEGRATION_TO_CALLBACK if name not in REPORTERS_OF_EXTRA]
+)
+def test_every_other_report_needs_what_transformers_finds(command, monkeypatch, reporter: str):
+    let_transformers_find(monkeypatch, "tensorboard")
+    with pytest.raises(
+        UserError, match=f"^--report_to {reporter} needs a package that .* accepted here: none, tensorboard$"
+    ):
+        parse_arguments(command("finetune", report_to=reporter))
+    let_transformers_find(monkeypatch, reporter)
+    parse_arguments(command("finetune", report_to=reporter))

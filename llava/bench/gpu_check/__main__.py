@@ -46,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         "out", nargs="?", type=Path, default=Path("results/gpu_check"), help="folder of the results"
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="full", help="full takes an H100 at most 8 minutes (default: full)"
+        "--size",
+        choices=SIZES,
+        default="full",
+        help="full takes about 6 minutes on an H200, at most 12 (default: full)",
     )
     parser.add_argument("--parts", type=named_parts, default=PARTS, help="joined by commas (default: all)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one of this machine)")

@@ -49,7 +49,7 @@ class Part:
 
 
 HERE = __package__
-# On an H200 they took 36, 22, 16, 78, 29, 23, 52 and 86 s, less than 6 minutes together.
+# On an H200 they took 36, 22, 16, 78, 29, 23, 52 and 86 s, about 6 minutes together.
 PARTS = (
     Part("agreement", "Agreement with the published code", f"{HERE}.agreement:run", 60),
     Part("flips", "What rounding decides otherwise", f"{HERE}.rounding:run", 80),

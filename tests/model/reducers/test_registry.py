@@ -9,6 +9,7 @@ from llava.errors import UserError
 from llava.main import main
 from llava.model.multimodal_encoder.reducers.base import Signal
 from llava.model.multimodal_encoder.reducers.registry import (
+    JOINT,
     METHODS,
     REDUCERS,
     describe,
@@ -48,9 +49,34 @@ def test_the_list_has_a_line_for_each_with_what_it_reads(capsys):
     main(["reducers", "--json"])
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
     assert lines["SCOPE"]["question"] == "no"
-    assert lines["SCOPE"]["reads"] == Signal.CLS_ATTENTION.value
     assert lines["MMTok"]["question"] == "words"
     assert "the layer behind the selected one" in lines["PruMerge"]["reads"]
+    assert lines["TRIM"]["paper"] == "arXiv:2409.10994"
+
+
+ATTENTION, KEYS = Signal.CLS_ATTENTION.value, Signal.KEYS.value
+WORDS = "the language model's embeddings of the question's words"
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("TRIM", JOINT),
+        ("VisionZip", f"{Signal.CLS.value}, {ATTENTION}, {KEYS}"),
+        ("DivPrune", "projected patches"),
+        ("CDPruner", f"projected patches, {JOINT}"),
+        ("FasterVLM", ATTENTION),
+        ("VisPruner", f"patches, {ATTENTION}"),
+        ("ToMe", f"patches, {KEYS}"),
+        ("SCOPE", f"patches, {ATTENTION}"),
+        ("MMTok", f"patches, projected patches, {WORDS}, padding"),
+        ("EADP", f"projected patches, {JOINT}"),
+        ("Cover", f"patches, {JOINT}, padding"),
+        ("Cover+CLS", f"patches, {ATTENTION}, {JOINT}, padding"),
+    ],
+)
+def test_the_list_says_all_that_a_method_reads(name, reads):
+    assert {line["name"]: line["reads"] for line in describe()}[name] == reads
 
 
 def test_the_page_about_methods_has_a_row_for_each():

@@ -113,20 +113,24 @@ class Method:
         name: What stands before the colon.
         paper: Where it is described.
         reads: What it needs of the vision encoder beside the patches.
+        needs_patches: Whether it looks at patches as the tower gives them, and does not only keep them.
         needs_question: Whether CLIP's text encoder has to read the question.
         needs_words: Whether the language model's embeddings of the question's words are needed.
         needs_projected: Whether it judges patches behind the projector.
         needs_next_layer: Whether it reads the layer behind the selected one.
+        needs_padding: Whether it asks which patches are padding.
     """
 
     __slots__ = ()
     name: ClassVar[str]
     paper: ClassVar[str]
     reads: ClassVar[frozenset[Signal]] = frozenset()
+    needs_patches: ClassVar[bool] = False
     needs_question: ClassVar[bool] = False
     needs_words: ClassVar[bool] = False
     needs_projected: ClassVar[bool] = False
     needs_next_layer: ClassVar[bool] = False
+    needs_padding: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, value: str) -> Method:

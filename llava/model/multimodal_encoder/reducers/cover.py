@@ -33,7 +33,9 @@ class Cover(Budgeted):
     name: ClassVar[str] = "Cover"
     paper: ClassVar[str] = "-"
     adaptive: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = True
     needs_question: ClassVar[bool] = True
+    needs_padding: ClassVar[bool] = True
 
     def own_count(self, image: ImageInputs) -> int:
         """Count the outliers in relevance among the patches that are not padding."""

@@ -73,8 +73,10 @@ class MMTok(Selection):
 
     name: ClassVar[str] = "MMTok"
     paper: ClassVar[str] = "arXiv:2508.18264 (ICLR 2026)"
+    needs_patches: ClassVar[bool] = True
     needs_words: ClassVar[bool] = True
     needs_projected: ClassVar[bool] = True
+    needs_padding: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,); padding is kept only where nothing else is left."""

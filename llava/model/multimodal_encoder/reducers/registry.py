@@ -48,6 +48,8 @@ ACCEPTED_FORMS = (
     "(llava reducers describes them)"
 )
 
+JOINT = "patches and question in CLIP's joint space"
+
 
 def parse_reduction(text: str | None) -> Reducer:
     """Read a value of ``mm_vision_token_reduce_func``, from config.json, a command line or a request.
@@ -84,7 +86,7 @@ def reads_question(reducer: Reducer) -> bool:
 def describe() -> list[dict[str, str]]:
     """Return a line per reduction, for people: its name, where it was published, what it looks at."""
     own = [
-        {"name": "TRIM", "paper": "arXiv 2409.10994", "question": "CLIP", "reads": "patches in CLIP's space"},
+        {"name": "TRIM", "paper": "arXiv:2409.10994", "question": "CLIP", "reads": JOINT},
         {"name": "Random", "paper": "-", "question": "for -1 only", "reads": "nothing: a baseline for TRIM"},
         {"name": "Pool", "paper": "-", "question": "no", "reads": "patches: averages over a grid"},
     ]
@@ -94,7 +96,11 @@ def describe() -> list[dict[str, str]]:
 def _describe(name: str, method: type[Method]) -> dict[str, str]:
     """Return the line of a published method."""
     question = "CLIP" if method.needs_question else "words" if method.needs_words else "no"
-    reads = [signal.value for signal in Signal if signal in method.reads]
+    reads = ["patches"] * method.needs_patches
+    reads += [signal.value for signal in Signal if signal in method.reads]
     reads += ["the layer behind the selected one"] * method.needs_next_layer
     reads += ["projected patches"] * method.needs_projected
-    return {"name": name, "paper": method.paper, "question": question, "reads": ", ".join(reads) or "patches"}
+    reads += [JOINT] * method.needs_question
+    reads += ["the language model's embeddings of the question's words"] * method.needs_words
+    reads += ["padding"] * method.needs_padding
+    return {"name": name, "paper": method.paper, "question": question, "reads": ", ".join(reads)}

@@ -25,6 +25,7 @@ class SCOPE(Selection):
     name: ClassVar[str] = "SCOPE"
     paper: ClassVar[str] = "arXiv:2510.24214 (NeurIPS 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+    needs_patches: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return k of the N patches, (k,)."""

@@ -99,6 +99,7 @@ class ToMe(Budgeted):
     name: ClassVar[str] = "ToMe"
     paper: ClassVar[str] = "arXiv:2210.09461 (ICLR 2023)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS})
+    needs_patches: ClassVar[bool] = True
 
     def reduce(self, image: ImageInputs, count: int) -> Choice:
         """Merge an image's patches into ``count`` tokens; kept are those that none was merged with."""

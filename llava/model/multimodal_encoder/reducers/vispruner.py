@@ -71,6 +71,7 @@ class VisPruner(Selection):
     name: ClassVar[str] = "VisPruner"
     paper: ClassVar[str] = "arXiv:2412.01818v3 (ICCV 2025)"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+    needs_patches: ClassVar[bool] = True
 
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return ``count`` patches, (k,), the half of which is important and the other half diverse."""
