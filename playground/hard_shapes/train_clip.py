@@ -41,7 +41,7 @@ from playground.shapes.presets import Preset
 HARD_WORLD = World(TRAIN, Scene.from_seed, MOST_THINGS, GRID)
 WEIGHTS = {"naming": 1.0, "uneven": 0.1, "color": 0.5, "shape": 1.0, "character": 1.0, "contrast": 0.1}
 WEIGHTS |= {"place": 0.3, "center": 0.5, "size": 0.5}
-# With so many patches or more, attention's own kernel is faster on a CPU, with fewer its backward pass is slower.
+# With so many patches or more, attention's own kernel is the faster one on a CPU.
 LONG = 400
 # How strongly heads that begin near look at the patch itself, and how large positions are.
 NEARNESS, WAVES = 1.8, 0.5
