@@ -31,6 +31,16 @@ def test_another_clip_is_not_taken_from_the_models_that_use_it(tmp_path):
     refuse_other_clip(SHAPES_KIT, work, output)
 
 
+def test_folders_are_those_of_where_it_was_called(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["bash", BUILD, "--preset", "smoke", "--work", "file/work"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: the folder {tmp_path}/file/work could not be made: Not a directory\n",
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "models", "steps"),
