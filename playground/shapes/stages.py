@@ -49,7 +49,7 @@ def run_stage1(work: Path, reduction: str, output: Path) -> None:
         "tune_mm_mlp_adapter": True,
         "per_device_train_batch_size": 32,
         "learning_rate": 2e-3,
-        "save_steps": 100,
+        "save_steps": 50,
     }
     _train(work, output, own)
 
@@ -80,7 +80,7 @@ def run_stage2(
         "train_sampling_strategy": "sequential",
         "learning_rate": 5e-4,
         "mm_projector_lr": 2e-3,
-        "save_steps": 200,
+        "save_steps": 50,
     }
     _train(work, output, own)
 
