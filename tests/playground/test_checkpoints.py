@@ -10,7 +10,7 @@ from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.messages import Request
 from playground.shapes.measure import held_out_questions, is_right
-from playground.shapes.measure_clip import measure_clip
+from playground.shapes.measure_clip import EASY, measure_clip
 from playground.shapes.world import CROWDED_SEED, EXAMPLE_SEED, Scene
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_the_model_trained_without_reduction_reads_all_patches_and_as_well_what_
 
 def test_clip_keeps_what_a_question_names_and_little_else():
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).eval()
-    results = measure_clip(model, CLIPTokenizer.from_pretrained(CLIP), 20)
+    results = measure_clip(model, CLIPTokenizer.from_pretrained(CLIP), EASY, 20)
     for kind in ("color", "shape", "presence"):
         assert results[kind]["named kept"] > 0.9
         assert results[kind]["others kept"] < 0.2
