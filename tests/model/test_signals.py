@@ -139,6 +139,7 @@ def test_threads_hear_their_own_images(tower):
         ((480, 640), [], [0, 1, 2, 21, 22, 23]),
         ((336, 300), [0, 23], []),  # 36 pixels: 18 at either end are one patch of 14 and a part
         ((336, 335), [], []),
+        ((2000, 1), [*range(11), *range(12, 24)], []),  # a strip thinner than a pixel keeps a line of patches
     ],
 )
 def test_padding_is_where_a_square_was_filled_up(size, rows, columns):

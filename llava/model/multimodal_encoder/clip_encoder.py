@@ -416,7 +416,8 @@ class CLIPVisionTower(nn.Module):
         if reducer is None:
             reducer = self.token_reduction
         if isinstance(reducer, Method):
-            return reducer(self._inputs(reducer, patches, images, texts, signals or {}, around))
+            with without_autocast(self.device):  # its products decide which patches stay
+                return reducer(self._inputs(reducer, patches, images, texts, signals or {}, around))
         if self._recorded is not None and isinstance(reducer, Trim) and len(patches) <= RECORDED_CHOICES:
             questions = self._questions(patches, texts)
             return pack_tokens(*self._recorded.choice(patches, questions, reducer=reducer))

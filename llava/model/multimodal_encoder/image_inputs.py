@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,9 +65,10 @@ class TowerImage:
         self.patches = patches
         self._tower, self._signals, self._around = tower, signals, around
         self._text = text
-        self.next_layer = cache(self._next_layer)
-        self.projected = cache(self._projected)
-        self.question = cache(self._question)
+        # Found once. Functions that remember would hold this object, and it them, until garbage is collected.
+        self._next_layer: tuple[Tensor, Tensor] | None = None
+        self._projected: Tensor | None = None
+        self._question: Tensor | None = None
 
     def cls(self) -> Tensor:
         """Return the hidden state of CLS, (D,)."""
@@ -87,9 +87,11 @@ class TowerImage:
         early, selected = self._signals[Signal.RECEIVED_ATTENTION]
         return early, selected
 
-    def _next_layer(self) -> tuple[Tensor, Tensor]:
+    def next_layer(self) -> tuple[Tensor, Tensor]:
         """Return attention (N,) and keys (N, D) of the layer that reads the patches."""
-        return self._tower.look_ahead(torch.cat([self.cls()[None], self.patches]))
+        if self._next_layer is None:
+            self._next_layer = self._tower.look_ahead(torch.cat([self.cls()[None], self.patches]))
+        return self._next_layer
 
     def joint(self) -> Tensor:
         """Return the patches in CLIP's joint space, (N, E)."""
@@ -108,9 +110,11 @@ class TowerImage:
             )
         return [self._text] if isinstance(self._text, str) else list(self._text)
 
-    def _question(self) -> Tensor:
+    def question(self) -> Tensor:
         """Return the pooled, projected texts, (M, E): one, unless several were asked in a sample."""
-        return self._tower.encode_texts(self._texts())
+        if self._question is None:
+            self._question = self._tower.encode_texts(self._texts())
+        return self._question
 
     def question_states(self) -> Tensor:
         """Return projected states of the texts at all positions of CLIP's context, (M, 77, E)."""
@@ -126,14 +130,16 @@ class TowerImage:
             )
         return self._around.embed_words([word for text in self._texts() for word in content_words(text)])
 
-    def _projected(self) -> Tensor:
+    def projected(self) -> Tensor:
         """Return the patches behind the projector, (N, D')."""
         if self._around.project is None:
             raise UserError(
                 "this token reduction judges projected patches, and the vision tower alone has no projector; "
                 "use it through the model"
             )
-        return self._around.project(self.patches)
+        if self._projected is None:
+            self._projected = self._around.project(self.patches)
+        return self._projected
 
     def in_padding(self) -> Tensor:
         """Tell which patches lie wholly in what makes the image square, bool (N,)."""
@@ -145,7 +151,7 @@ class TowerImage:
 
 
 def padding_mask(size: Size, side: int, patch: int) -> Tensor:
-    """Mark the patches that lie wholly in the padding of an image that was made square.
+    """Mark the patches that lie wholly in the padding of an image that was made square; never all of them.
 
     The padding above, or on the left, is the smaller half, as in `llava.mm_utils.expand2square`.
 
@@ -160,7 +166,7 @@ def padding_mask(size: Size, side: int, patch: int) -> Tensor:
     pixels, longer = side * patch, max(size)
     inside = torch.zeros(side, side, dtype=torch.bool)
     for axis, length in ((1, size[0]), (0, size[1])):
-        empty = pixels - round(length * pixels / longer)
+        empty = pixels - max(1, round(length * pixels / longer))
         before, behind = empty // 2 // patch, (empty - empty // 2) // patch
         lines = inside if axis == 0 else inside.T
         lines[:before] = True

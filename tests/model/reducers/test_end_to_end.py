@@ -1,6 +1,8 @@
 """Pictures and questions through our own tower, against the authors' code on the same tiny models."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder import clip_encoder
-from llava.model.multimodal_encoder.image_inputs import padding_mask
+from llava.model.multimodal_encoder.image_inputs import TowerImage, padding_mask
 from llava.model.multimodal_encoder.reducers.base import Signal
 from llava.model.multimodal_encoder.reducers.registry import METHODS, parse_reduction, signals_of
 from tests.conftest import TINY_LLAVA
@@ -199,3 +201,31 @@ def test_what_is_trained_leaves_out_the_padding_that_an_answer_leaves_out(encode
     assert torch.equal(seen[0], answered.crops.kept)
     inside = padding_mask(wide.size, 24, 14).flatten()
     assert not seen[0][0][inside].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@torch.inference_mode()
+def test_autocast_rounds_nothing_that_decides_which_patches_stay(name, encoder, encoded):
+    """Training computes under autocast, and must keep what asking keeps."""
+    reduced, reducer = [], parse_reduction(f"{name}:{BUDGETS.get(name, 40)}")
+    for is_rounding in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_rounding):
+            images = encoder.reduce(list(encoded.values())[:2], ["What is on the left?"] * 2, [reducer] * 2)
+            reduced.append([image.crops for image in images])
+    for plain, rounded in zip(*reduced, strict=True):
+        assert torch.equal(plain.packed, rounded.packed)
+
+
+@torch.inference_mode()
+def test_what_was_computed_for_an_image_goes_with_it(encoder, encoded, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        clip_encoder, "TowerImage", lambda *rest: seen.append(weakref.ref(one := TowerImage(*rest))) or one
+    )
+    gc.disable()
+    try:
+        encoder.reduce(list(encoded.values())[:1], ["Why?"], [parse_reduction("DivPrune:32")])
+        assert len(seen) == 1
+        assert seen[0]() is None
+    finally:
+        gc.enable()
