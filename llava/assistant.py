@@ -418,11 +418,7 @@ class Assistant:
             UserError: See `render`.
         """
         if request.prompt is not None:
-            placeholders = request.prompt.count(DEFAULT_IMAGE_TOKEN)
-            if placeholders != len(request.images):
-                raise UserError(
-                    f"{placeholders} <image> placeholders in the prompt, {len(request.images)} images given"
-                )
+            _check_placeholders(request.prompt, request.images, "the prompt")
             needs_question = (
                 bool(request.images) and request.clip_text is None and reads_question(self._reducer(request))
             )
@@ -431,7 +427,7 @@ class Assistant:
         words = ""
         for message in request.messages:
             # Nobody else shows images, and what a model wrote may be anything.
-            text = message.text.replace(DEFAULT_IMAGE_TOKEN, "")
+            text = without_placeholders(message.text)
             if message.role == "system":
                 conversation.system = text
             elif message.role == "assistant":
@@ -448,14 +444,12 @@ class Assistant:
         Raises:
             UserError: If the message is empty, or its placeholders are not as many as its images.
         """
-        text, images = message.text, len(message.images)
+        text = message.text
         if not clip_text(text):
             raise UserError("the question is empty; ask something")
-        placeholders = text.count(DEFAULT_IMAGE_TOKEN)
-        if placeholders == 0:
-            text = f"{DEFAULT_IMAGE_TOKEN}\n" * images + text
-        elif placeholders != images:
-            raise UserError(f"{placeholders} <image> placeholders in the question, {images} images given")
+        if DEFAULT_IMAGE_TOKEN not in text:
+            text = f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.images) + text
+        _check_placeholders(text, message.images, "the question")
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
         return wrap_image_tokens(text, template, uses_start_end)
 
@@ -613,6 +607,20 @@ class Assistant:
                 "ask something shorter or reduce the images further"
             )
         return limit - length
+
+
+def without_placeholders(text: str) -> str:
+    """Return a text without ``<image>``, also such as appears only once another one is taken out."""
+    while DEFAULT_IMAGE_TOKEN in text:
+        text = text.replace(DEFAULT_IMAGE_TOKEN, "")
+    return text
+
+
+def _check_placeholders(text: str, images: Sequence[ImageSource], name: str) -> None:
+    """Refuse a text whose placeholders are not as many as its images."""
+    placeholders = text.count(DEFAULT_IMAGE_TOKEN)
+    if placeholders != len(images):
+        raise UserError(f"{placeholders} <image> placeholders in {name}, {len(images)} images given")
 
 
 def _text_in_front(ids: Tensor) -> tuple[int, ...]:

@@ -251,7 +251,10 @@ def user_turns(prompt: str) -> list[str]:
         UserError: If there are no such words, or the prompt is one of an unknown template.
     """
     prompt = prompt.removeprefix("<s>").lstrip()
-    templates = sorted(conv_templates.values(), key=lambda template: not _opens(prompt, template))
+    templates = sorted(
+        conv_templates.values(),
+        key=lambda template: (not _opens(prompt, template), not _is_marked(prompt, template)),
+    )
     for template in templates:
         if find := _TURN_FINDERS.get(template.sep_style):
             turns = find(prompt.removeprefix(template.system) if template.system else prompt, template)
@@ -270,6 +273,16 @@ def user_turns(prompt: str) -> list[str]:
 # What only a template writes: markers such as <|im_start|>, or two names with colons, the second at the end,
 # where an answer is to follow.
 _OF_A_TEMPLATE = re.compile(r"<\|\w+\|>|\b\w+:\s.*\W\w+:\s*$", re.DOTALL)
+
+
+# What prompts of these styles begin with, whatever their system prompt.
+_FIRST_MARKERS = {SeparatorStyle.LLAMA_2: "[INST]", SeparatorStyle.MPT: "<|im_start|>"}
+
+
+def _is_marked(prompt: str, template: Conversation) -> bool:
+    """Tell whether a prompt begins with a marker that no other style has."""
+    marker = _FIRST_MARKERS.get(template.sep_style)
+    return marker is not None and prompt.startswith(marker)
 
 
 def _opens(prompt: str, template: Conversation) -> bool:

@@ -209,8 +209,8 @@ def test_a_stream_that_is_given_up_is_cancelled(assistant, image):
     next(stream)
     stream.close()
     engine = assistant.router._engine
-    engine.step()
-    assert not engine._rows
+    assert not engine._rows  # nor does its cache wait for somebody else's request
+    assert engine.cache_bytes == 0
     with pytest.raises(UserError, match="empty"):
         next(assistant.stream(ask("")))
 
@@ -409,9 +409,9 @@ def test_an_image_that_is_gone_is_never_taken_for_another(assistant, pictures):
 
 def test_what_a_model_wrote_is_no_placeholder(assistant, image):
     messages = (
-        Message("system", "Look at <image>."),
+        Message("system", "Look at <image>, <ima<image>ge>."),
         Message("user", "What is it?", (image,)),
-        Message("assistant", "An <image> of a cat <image>"),
+        Message("assistant", "An <image> of a cat <ima<ima<image>ge>ge>"),
         Message("user", "Why?"),
     )
     (answer,) = assistant.answer_all([Request(messages, generation=SHORT)])

@@ -126,6 +126,16 @@ def test_a_question_may_name_the_assistant():
     ]
 
 
+@pytest.mark.parametrize("name", ["llava_llama_2", "mistral_instruct", "chatml_direct"])
+@pytest.mark.parametrize("system", [None, "<|im_start|>system\nBe brief."])
+def test_a_question_may_quote_another_template(name: str, system: str | None):
+    asked = ["What does the sign USER: say?", "It says USER: no", "And ### Human: or ASSISTANT: yes?", None]
+    told = conversation(name, asked)
+    if system is not None and name == "chatml_direct":
+        told.system = system
+    assert user_turns(told.get_prompt()) == asked[::2]
+
+
 def test_text_without_template_is_taken_whole():
     assert user_turns(" <image>\n What is this? ") == ["What is this?"]
     assert user_turns("Describe the picture:") == ["Describe the picture:"]
