@@ -31,7 +31,7 @@ class Generation:
         seed: Of the sampling; by default drawn from PyTorch's generator.
         stop: Texts that end the answer and are left out of it.
         repetition_penalty: Above 1 makes tokens of the answer less likely to come again.
-        min_new_tokens: The fewest tokens of one answer.
+        min_new_tokens: The fewest tokens of one answer, unless a text of ``stop`` ends it.
     """
 
     max_new_tokens: int = 512

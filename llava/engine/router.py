@@ -26,6 +26,7 @@ class Router:
         self._engine = engine
         self._condition = threading.Condition()
         self._is_stepping = False
+        self._has_cancelled = False  # since the last step began
         self._events: dict[int, deque[Event | RuntimeError]] = {}
 
     def submit(self, embeddings: Tensor, generation: Generation, prefix: tuple[int, ...] = ()) -> int:
@@ -40,6 +41,8 @@ class Router:
         with self._condition:
             if self._events.pop(request, None) is not None:
                 self._engine.cancel(request)
+                self._has_cancelled = True
+                self._let_go()
 
     def wait(self, requests: Collection[int]) -> Event:
         """Return the next event of one of these requests.
@@ -54,12 +57,20 @@ class Router:
                 if isinstance(event, RuntimeError):
                     raise event
                 if event is not None:
+                    self._let_go()
                     return event
                 if self._is_stepping:
                     self._condition.wait()
                     continue
                 self._is_stepping = True
                 # Held from here on for all but the step itself, so that nothing can leave others waiting.
+                self._step()
+
+    def _let_go(self) -> None:
+        """Let the engine free what cancelled requests hold, if nobody is left whose next step would."""
+        if self._has_cancelled and not self._events and not self._is_stepping:
+            self._is_stepping = True
+            with contextlib.suppress(Exception):  # nobody asked for this step; the engine is clear after it
                 self._step()
 
     def _take(self, requests: Collection[int]) -> Event | RuntimeError | None:
@@ -74,6 +85,7 @@ class Router:
     def _step(self) -> None:
         """Run a step without the lock, which is held, and hand out what happened, or that it failed."""
         events: list[Event] = []
+        self._has_cancelled = False
         try:
             self._condition.release()
             try:

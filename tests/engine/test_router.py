@@ -95,6 +95,40 @@ def test_a_cancelled_request_is_told_to_the_engine_once():
     assert engine.cancelled == [request]
 
 
+def test_the_engine_frees_what_the_last_request_held_when_that_is_cancelled():
+    engine = Scripted()
+    router = Router(engine)
+    first, second = (router.submit(torch.ones(1, 1), Generation()) for _ in range(2))
+    steps, step = [], engine.step
+    engine.step = lambda: steps.append(list(engine.left)) or step()
+    router.cancel(first)
+    assert not steps  # the next step for the other one will do it
+    assert router.wait([second]).finished
+    assert len(steps) == 1
+    router.cancel(router.submit(torch.ones(1, 1), Generation()))
+    assert len(steps) == 2
+    engine.failing = True
+    router.cancel(router.submit(torch.ones(1, 1), Generation()))  # nobody asked for that step
+    assert engine.cleared == 1
+
+
+def test_a_request_that_is_cancelled_during_the_last_step_is_freed_after_it():
+    engine = Scripted()
+    router = Router(engine)
+    last, other = (router.submit(torch.ones(length, 1), Generation()) for length in (1, 9))
+    steps, step = [], engine.step
+
+    def cancel_meanwhile():
+        steps.append(list(engine.left))
+        if len(steps) == 1:
+            router.cancel(other)
+        return step()
+
+    engine.step = cancel_meanwhile
+    assert router.wait([last]).finished
+    assert steps == [[last, other], []]
+
+
 def test_threads_that_share_a_real_engine_get_what_each_gets_alone(loaded):
     tokenizer, model, _, _ = loaded
     generator = torch.Generator().manual_seed(0)
