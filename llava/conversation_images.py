@@ -58,8 +58,8 @@ def process_image(
         image = image.resize(RESIZED)
     if max(image.size) > max_len:
         aspect = max(image.size) / min(image.size)
-        shorter = int(min(max_len / aspect, min_len, *image.size))
-        longer = int(shorter * aspect)
+        shorter = max(1, int(min(max_len / aspect, min_len, *image.size)))
+        longer = min(max_len, int(shorter * aspect))
         image = image.resize((longer, shorter) if image.width > image.height else (shorter, longer))
     return image if return_pil else _to_base64(image, image_format)
 

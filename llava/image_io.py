@@ -165,7 +165,9 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 def _turned_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; an image with damaged EXIF data stays as it is."""
     try:
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # by which 16 bits are told from 8
+        return upright
     except (OSError, SyntaxError, TypeError, ValueError, struct.error):
         return image
 
@@ -196,7 +198,10 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same colors
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise UserError(f"an image of mode {image.mode} cannot be converted to RGB: {error}") from error
 
 
 def _of_array(values: np.ndarray) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,8 @@ class Message:
             raise UserError(f"the text of a message is {type(self.text).__name__}; accepted: str")
         if self.role not in ROLES:
             raise UserError(f"a message is from {self.role!r}; accepted: {', '.join(ROLES)}")
+        if not isinstance(self.images, Sequence) or isinstance(self.images, str | bytes):
+            raise UserError(f"the images of a message are {type(self.images).__name__}; accepted: a tuple")
         if self.images and self.role != "user":
             raise UserError(f"a message from {self.role!r} has images; only those from 'user' can")
 
@@ -105,6 +107,9 @@ class Request:
         """
         if not isinstance(self.generation, Generation):
             raise UserError(f"generation is {type(self.generation).__name__}; accepted: llava.Generation")
+        for name in ("clip_text", "template", "prompt"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise UserError(f"{name} is {type(value).__name__}; accepted: str, or None")
         object.__setattr__(self, "messages", tuple(self.messages))
         if isinstance(self.token_reduction, str):
             object.__setattr__(self, "token_reduction", parse_reduction(self.token_reduction))

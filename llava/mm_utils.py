@@ -222,7 +222,8 @@ def process_anyres_image(
             f"image_grid_pinpoints has {resolution}; accepted: multiples of {tile}, a tile's side"
         )
     tiles = divide_to_patches(resize_and_pad_image(image, resolution), tile)
-    side = processor.size["shortest_edge"]
+    # A processor that squeezes has a height and a width instead.
+    side = processor.size.get("shortest_edge") or tile
     return torch.stack(
         [process_image(part, processor, None) for part in [image.resize((side, side)), *tiles]]
     )

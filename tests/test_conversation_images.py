@@ -47,6 +47,7 @@ def test_padding_has_the_mean_color_of_clip():
         ((1344, 2688), (672, 1344)),
         ((1400, 1400), (672, 672)),  # the shorter side is
         ((2000, 100), (1340, 67)),
+        ((3000, 2), (1344, 1)),
     ],
 )
 def test_a_large_image_is_made_smaller(size: tuple[int, int], expected: tuple[int, int]):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from llava import image_io
 from llava.errors import MissingFileError, UserError
-from llava.image_io import load_image, load_image_bytes, load_image_or_url
+from llava.image_io import load_image, load_image_bytes, load_image_or_url, to_rgb
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -64,6 +64,11 @@ def test_a_palette_with_transparency_is_read_without_a_warning():
         assert (read_back(image, transparency=b"\x00\x80\xff\xff") == RED).all()
 
 
+def test_a_mode_that_pillow_does_not_convert_is_refused():
+    with pytest.raises(UserError, match="an image of mode La cannot be converted to RGB"):
+        to_rgb(Image.new("La", (2, 2)))
+
+
 def test_sixteen_bits_are_scaled_not_clipped_to_white():
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     expected = np.arange(256).reshape(16, 16)
@@ -75,6 +80,9 @@ def test_sixteen_bits_are_scaled_not_clipped_to_white():
 def test_a_sixteen_bit_pgm_is_scaled():
     data = b"P5 2 1 65535\n" + np.array([0, 32896], ">u2").tobytes()
     assert np.asarray(load_image_bytes(data))[0, :, 0].tolist() == [0, 128]
+    dark = b"P5 2 1 65535\n" + np.array([200, 200], ">u2").tobytes()
+    assert np.asarray(load_image_bytes(dark))[0, :, 0].tolist() == [1, 1]  # as the same image in memory
+    assert np.asarray(to_rgb(Image.open(io.BytesIO(dark))))[0, :, 0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

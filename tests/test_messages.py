@@ -128,6 +128,17 @@ def test_a_message_is_a_text(text):
         Message("user", text)
 
 
+@pytest.mark.parametrize("field", ["prompt", "clip_text", "template"])
+def test_what_is_a_text_is_no_number(field):
+    with pytest.raises(UserError, match=f"{field} is int; accepted: str, or None"):
+        Request.ask("What?", IMAGE, **{field: 5})
+
+
+def test_images_of_a_message_come_as_several():
+    with pytest.raises(UserError, match="the images of a message are Image; accepted: a tuple"):
+        Message("user", "What?", IMAGE)
+
+
 def test_how_an_answer_is_written_is_no_dictionary():
     with pytest.raises(UserError, match="generation is dict; accepted: llava.Generation"):
         Request.ask("What?", generation={"temperature": 0})

@@ -58,13 +58,13 @@ def check_images(images: Any) -> None:
 
 
 def check_pixels(pixels: Any, side: int) -> None:
-    """Refuse what is not a batch of square images (I, 3, side, side) for a vision encoder.
+    """Refuse what is not a batch of one or more square images (I, 3, side, side) for a vision encoder.
 
     Raises:
         UserError: If it is of another type or shape.
     """
     is_accepted = isinstance(pixels, Tensor) and pixels.ndim == 4 and pixels.is_floating_point()
-    if not (is_accepted and tuple(pixels.shape[1:]) == (3, side, side)):
+    if not (is_accepted and len(pixels) and tuple(pixels.shape[1:]) == (3, side, side)):
         accepted = f"a floating-point tensor (images, 3, {side}, {side}), as process_images makes it"
         _refuse("images", pixels, accepted)
 

@@ -325,7 +325,8 @@ class PromptEncoder:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
             attention_mask: Which ids are not padding, (B, L); see `mask_of` if missing.
             labels: (B, L), or None.
-            images: Pixels of all images in the order of their placeholders, or None for text alone.
+            images: Pixels of all images in the order of their placeholders; none of them, or None, for text
+                alone.
             image_sizes: Width and height of the images in pixels, for ``anyres`` and for reducers that leave
                 padding out.
             texts: What CLIP's text encoder reads per image, or per sample, or for all; read from
@@ -352,7 +353,7 @@ class PromptEncoder:
         if labels is None:
             self._warn_of_unseen(count, shown)
         tokens: list[Tensor] = []
-        if images is not None:
+        if images is not None and count:
             image_texts = self._text_per_image(texts, rows, shown, count, all_turns=labels is not None)
             tokens = self.project(self.reduce_pixels(images, image_sizes, image_texts))
         # The empty slice ties a sample without an image to the projector, which every process must run
@@ -408,6 +409,8 @@ class PromptEncoder:
         else:
             crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
             pixels, counts = torch.cat(crops), [len(image) for image in crops]
+        if image_sizes is not None and len(image_sizes) != len(counts):
+            raise UserError(f"{len(image_sizes)} image_sizes for {len(counts)} images; give one per image")
         if texts is not None and len(texts) == len(counts):
             texts = _per_crop(texts, counts)
         sizes: Sequence[Size | None] = image_sizes or [None] * len(counts)
@@ -438,7 +441,11 @@ class PromptEncoder:
             return match_texts(texts, shown, images)
         if self._model.tokenizer is None:
             return None
-        return texts_of_samples([self.question_in_ids(row, all_turns) for row in rows], shown, images)
+        # Of a prompt without images nobody reads the question, which it need not have.
+        questions = [
+            self.question_in_ids(row, all_turns) if own else "" for row, own in zip(rows, shown, strict=True)
+        ]
+        return texts_of_samples(questions, shown, images)
 
     def question_in_ids(self, ids: Tensor, all_turns: bool = False) -> ImageText:
         """Read from a prompt's ids (L,) what the user asked last, or, as training does, in every turn."""

@@ -94,10 +94,11 @@ def images_per_sample(ids: Sequence[Tensor], images: int) -> list[range]:
 
 
 def match_texts(texts: Sequence[ImageText] | str, shown: Sequence[range], images: int) -> list[ImageText]:
-    """Match texts with images: one for all, one per image, or one per sample.
+    """Match texts with images: one for all, one per image, or else one per sample.
 
     Args:
-        texts: What the caller gave.
+        texts: What the caller gave. As many as there are images belong to these, even if there are as many
+            samples and one of them shows several.
         shown: Per sample the indices of its images.
         images: How many there are.
 

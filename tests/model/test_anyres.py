@@ -1,5 +1,6 @@
 """Crops of a high-resolution picture, arranged as LLaVA-1.6 reads them (published TRIM loses the tiles)."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -77,3 +78,10 @@ def test_no_tile_is_lost_with_or_without_reduction(
     reduction("TRIM:10")
     reduced = model(ids, images=pixels, image_sizes=[picture.size], texts="what?")
     assert reduced.logits.shape[1] == 2 + 5 * 11
+
+
+def test_a_processor_that_squeezes_has_tiles_too(loaded, pictures):
+    processor = copy.deepcopy(loaded[2])
+    processor.size = {"height": 336, "width": 336}
+    (pixels,) = process_images([pictures["img0.png"]], processor, config("flat"))
+    assert pixels.shape == (5, 3, 336, 336)

@@ -356,3 +356,26 @@ def test_the_reducer_passes_no_gradient_to_the_tower_but_the_projector_learns(pa
     assert all(parameter.grad is None for parameter in model.get_vision_tower().parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.get_model().mm_projector.parameters())
     model.zero_grad()
+
+
+def test_no_question_is_looked_for_in_a_prompt_without_images(parts):
+    tokenizer, model, pixels = parts
+    ids, mask = batch_of(tokenizer, [prompt("What is it?"), "Human: hi\nBot:"])
+    answers = model.generate(ids, images=pixels[:1], attention_mask=mask, do_sample=False, max_new_tokens=2)
+    assert len(answers) == 2
+    alone = encode(tokenizer, "Human: hi\nBot:").unsqueeze(0)
+    with_none = [model.generate(alone, images=images, max_new_tokens=2) for images in (None, [], pixels[:0])]
+    assert with_none[0].tolist() == with_none[1].tolist() == with_none[2].tolist()
+
+
+def test_every_image_has_one_size(parts):
+    tokenizer, model, pixels = parts
+    ids = encode(tokenizer, prompt("What is it?")).unsqueeze(0)
+    with pytest.raises(UserError, match="2 image_sizes for 1 images; give one per image"):
+        model.generate(ids, images=pixels[:1], image_sizes=[(8, 6), (8, 6)])
+
+
+def test_no_images_are_nothing_to_encode(parts):
+    _, model, pixels = parts
+    with pytest.raises(UserError, match=r"images is Tensor of shape \(0, 3, 336, 336\)"):
+        model.encode_images(pixels[:0])
