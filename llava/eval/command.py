@@ -117,7 +117,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     Returns:
         An exit code: not 0 if a benchmark, or every question of one, has failed.
     """
-    from llava.eval.evaluate import evaluate, summarize
+    from llava.eval.evaluate import NEEDS_JUDGE, evaluate, summarize
     from llava.eval.processes import launched_processes
 
     setup_logging(logging.WARNING)
@@ -138,6 +138,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
             if result is not None:
                 print(printable(summarize(result)), flush=True)
                 failed |= result["failures"] == result["questions"]
+                failed |= isinstance(result["judge"], str) and result["judge"] != NEEDS_JUDGE
     return int(failed)
 
 

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         accuracy = 100 * sum(points) / len(points) if points else 0.0
         print(f"{path.stem}\nSamples: {len(points)}\nAccuracy: {accuracy:.2f}%\n")
         if options.path_to_all_results:
-            write_score(options.path_to_all_results, TEXTVQA.title, accuracy)
+            title = TEXTVQA.title if len(files) == 1 else f"{TEXTVQA.title}, {path.stem}"
+            write_score(options.path_to_all_results, title, accuracy)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 FAILURES_SHOWN = 5
 HISTOGRAM_BINS = 16
 BUNDLED = "the bundled shapes model"
+NEEDS_JUDGE = "needs a judge"
 STAGES = ("vision_ms", "reduction_ms", "prefill_ms", "decode_ms")
 
 
@@ -147,8 +148,7 @@ def evaluate(
         "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
-    _keep_other_result(path, settings)
-    write_json(path, result)
+    _write_result(path, result)
     if result["score"] is not None and is_whole:
         write_score(choices.results_file, benchmark.title, result["score"]["value"])
     return result
@@ -271,7 +271,7 @@ def _judge(
     if benchmark.judge is None:
         return None
     if choices.judge is None:
-        return "needs a judge"
+        return NEEDS_JUDGE
     judged = [response for response in responses if response.question.target is not None]
     judge_name = re.sub(r"[^\w.-]+", "_", choices.judge.model)
     path = folder / benchmark.judge.reviews.format(id=choices.run_id, judge=judge_name)
@@ -297,11 +297,26 @@ def _result_with(path: Path, settings: JsonObject) -> JsonObject | None:
     return result if result["settings"] == json.loads(json.dumps(settings)) else None  # as it was written
 
 
-def _keep_other_result(path: Path, settings: JsonObject) -> None:
-    """Move a result aside that was had with other settings, such as another model of the same name."""
-    if path.exists() and _result_with(path, settings) is None:
+def _write_result(path: Path, result: JsonObject) -> None:
+    """Write a result; one of other settings, such as another model of the same name, or judge is moved aside.
+
+    A judge that failed takes the place of no other: what that said is still true of these answers.
+    """
+    before = _result_with(path, result["settings"])
+    judge = before and before["judge"]
+    if isinstance(judge, dict) and isinstance(result["judge"], str):
+        logger.warning("%s stays what %s said of these answers", path, judge["judge"])
+        return
+    is_other = before is None or (isinstance(judge, dict) and _judge_of(before) != _judge_of(result))
+    if is_other and path.exists():
         (aside,) = move_aside(path)
-        logger.warning("%s is of other settings; kept: %s", path, aside)
+        logger.warning("%s is of other settings or another judge; kept: %s", path, aside)
+    write_json(path, result)
+
+
+def _judge_of(result: JsonObject) -> tuple[str, str]:
+    """Return by whom, and by which prompts, answers were judged."""
+    return result["judge"]["judge"], result["judge"]["prompt_hash"]
 
 
 def _describe_judge(reviews: Reviews | str | None) -> JsonObject | str | None:

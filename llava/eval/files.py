@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import MissingFileError, UserError
+from llava.folder_lock import lock_folder
 
 JsonObject = dict[str, Any]
 
@@ -151,16 +152,22 @@ def json_line(item: JsonObject) -> str:
 
 
 def write_score(path: Path, title: str, value: float) -> None:
-    """Put a score into LLaVA's text file of results, in the place of an earlier one of the same title.
+    """Put a score at the end of LLaVA's text file of results.
+
+    It takes the place of an earlier one of the same title, but of none in front of a line that is no score,
+    such as the name of the next model. Several processes may write to one file.
 
     Raises:
         UserError: If it cannot be written.
     """
     with explaining_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = read_text(path).splitlines() if path.exists() else []
-        kept = [line for line in lines if line.split("\t")[0] != title]
-        path.write_text("".join(f"{line}\n" for line in [*kept, f"{title}\t{value:.2f}"]), encoding="utf-8")
+        with lock_folder(path.parent, "--results-file"), writing(path) as unfinished:
+            lines = read_text(path).splitlines() if path.exists() else []
+            own = next((i for i in range(len(lines), 0, -1) if "\t" not in lines[i - 1]), 0)
+            kept = lines[:own] + [line for line in lines[own:] if line.split("\t")[0] != title]
+            text = "".join(f"{line}\n" for line in [*kept, f"{title}\t{value:.2f}"])
+            unfinished.write_text(text, encoding="utf-8")
 
 
 @contextmanager

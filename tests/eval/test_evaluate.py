@@ -1,6 +1,8 @@
 """A benchmark from question to score: what a result says, and what is said of failures."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +158,15 @@ def test_a_run_without_a_judge_keeps_what_a_judge_said_of_the_same_answers(shape
         assert evaluate(MMVET, shapes, other, ALONE)["judge"]["judge"] == "b/judge"
         evaluate(MMVET, shapes, judged, ALONE)
         assert len(server.requests) == 2 * 24  # each judge was asked once
+        path = choices.results_file.parent / "llava-v1.5" / "mmvet.json"
+        kept = [json.loads(file.read_text())["judge"]["judge"] for file in path.parent.glob("mmvet.json.*")]
+        assert sorted(kept) == ["a-judge", "b/judge"]
+    failing = replace(choices, judge=Judge("b/judge", "http://127.0.0.1:9", waits_s=()))
+    (choices.data / "mm-vet" / "reviews" / f"{choices.run_id}-b_judge.jsonl").unlink()
+    assert evaluate(MMVET, shapes, failing, ALONE)["judge"].startswith("failed")
+    assert (
+        json.loads(path.read_text())["judge"]["judge"] == "a-judge"
+    )  # one that fails takes the place of none
     names = {path.name for path in (choices.data / "mm-vet" / "reviews").glob(f"{choices.run_id}*")}
     assert names == {f"{choices.run_id}-a-judge.jsonl", f"{choices.run_id}-b_judge.jsonl"}
     changed = replace(choices, generation={"max_new_tokens": 3})
@@ -171,7 +182,7 @@ def test_a_result_of_other_settings_is_kept_aside(shapes, choices, caplog):
     evaluate(VQAV2, shapes, replace(some, generation={"max_new_tokens": 3}), ALONE)  # takes its own place
     assert path.with_name("vqav2-first-3.json.1").read_text() == first
     assert len(list(path.parent.iterdir())) == 2
-    assert f"{path} is of other settings; kept: {path}.1" in caplog.text
+    assert f"{path} is of other settings or another judge; kept: {path}.1" in caplog.text
 
 
 def test_a_judge_that_refuses_leaves_the_answers_and_says_why(shapes, choices, caplog):
@@ -209,3 +220,19 @@ def test_a_score_takes_the_place_of_an_earlier_one(tmp_path):
     write_score(path, "TextVQA (Acc)", 2)
     write_score(path, "POPE (Avg. F1)", 3.456)
     assert path.read_text() == "TextVQA (Acc)\t2.00\nPOPE (Avg. F1)\t3.46\n"
+
+
+def test_a_score_takes_the_place_of_none_of_another_model(tmp_path):
+    path = tmp_path / "all.txt"
+    path.write_text("model A\nPOPE\t85.90\nmodel B\nPOPE\t86.10\nGQA\t1.00\n")
+    write_score(path, "POPE", 50)
+    assert path.read_text() == "model A\nPOPE\t85.90\nmodel B\nGQA\t1.00\nPOPE\t50.00\n"
+
+
+def test_processes_lose_no_score_of_each_other(tmp_path):
+    path = tmp_path / "all.txt"
+    code = "import sys; from pathlib import Path; from llava.eval.files import write_score\n"
+    code += "for n in range(20): write_score(Path(sys.argv[1]), f'{sys.argv[2]}{n}', n)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "abc"]
+    assert [writer.wait(timeout=100) for writer in writers] == [0, 0, 0]
+    assert len(path.read_text().splitlines()) == 60
