@@ -422,7 +422,9 @@ class Assistant:
             needs_question = (
                 bool(request.images) and request.clip_text is None and reads_question(self._reducer(request))
             )
-            return request.prompt, user_turns(request.prompt)[-1] if needs_question else ""
+            words = user_turns(request.prompt)[-1] if needs_question else ""
+            # Whoever rendered it, such as a web page, need not know what this model expects around an image.
+            return self._wrapped(request.prompt, template), words
         conversation = template.copy()
         words = ""
         for message in request.messages:
@@ -450,6 +452,10 @@ class Assistant:
         if DEFAULT_IMAGE_TOKEN not in text:
             text = f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.images) + text
         _check_placeholders(text, message.images, "the question")
+        return self._wrapped(text, template)
+
+    def _wrapped(self, text: str, template: Conversation) -> str:
+        """Put around the placeholders of a text what model and template expect there."""
         uses_start_end = bool(getattr(self.model.config, "mm_use_im_start_end", False))
         return wrap_image_tokens(text, template, uses_start_end)
 

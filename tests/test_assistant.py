@@ -419,6 +419,13 @@ def test_what_a_model_wrote_is_no_placeholder(assistant, image):
     assert len(answer.kept) == 1
 
 
+@pytest.mark.parametrize("around", ["<image>", "<im_start><image><im_end>"])
+def test_a_rendered_prompt_gets_what_the_model_expects_around_an_image(around, assistant, image, monkeypatch):
+    monkeypatch.setattr(assistant.model.config, "mm_use_im_start_end", True)
+    rendered = Request.ask("", image, prompt=f"USER: {around}\nWhat is it? ASSISTANT:")
+    assert assistant.render(rendered) == "USER: <im_start><image><im_end>\nWhat is it? ASSISTANT:"
+
+
 def test_a_reduction_that_this_model_cannot_do_fails_alone(checkpoint_copy, image):
     folder = checkpoint_copy()
     (folder.parent / "clip-vit-tiny-patch14-336" / "vocab.json").unlink()
