@@ -43,6 +43,8 @@ REFUSED = {
     "fsdp": "use --deepspeed scripts/zero3.json",
     "push_to_hub": "upload the output folder afterwards",
     "save_only_model": "no run could resume from such checkpoints",
+    # transformers shifts labels for models that it knows alone: here each token would learn to repeat itself.
+    "label_smoothing_factor": "the loss is LLaVA's, without smoothing",
 }
 
 

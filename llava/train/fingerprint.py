@@ -23,7 +23,7 @@ _CHUNK_BYTES = 2**20
 
 # Settings of transformers and of LLaVA that decide what weights become.
 SETTINGS = (
-    *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
+    *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"),
     *(
         "lr_scheduler_type",

@@ -600,6 +600,7 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"evaluation_strategy": "steps", "eval_steps": 5}, "--eval_strategy is 'steps'; accepted: no"),
         ({"save_only_model": True}, "--save_only_model is not supported: no run could resume"),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is not supported: the loss is LLaVA's"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
         ({"mm_patch_merge_type": "round"}, "--mm_patch_merge_type is 'round'; accepted: flat, spatial, "),
         ({"deepspeed": "{}", "fp16": True}, "--fp16 True under DeepSpeed needs a GPU"),
