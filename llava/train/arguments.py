@@ -21,6 +21,7 @@ from llava.errors import MissingFileError, UserError
 from llava.internals import use_one_gpu
 from llava.model.checkpoint_files import CheckpointKind
 from llava.train.argument_checks import (
+    GROUP_BY_LENGTH,
     PATCH_MERGE_TYPES,
     check_adapter,
     check_choice,
@@ -158,7 +159,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.evaluation_strategy is not None:
             inherited.eval_strategy = self.evaluation_strategy
         if self.group_by_length:
-            inherited.train_sampling_strategy = "group_by_length"
+            inherited.train_sampling_strategy = GROUP_BY_LENGTH
         if getattr(self, "activation_checkpointing", True) is None:
             # The old name would print a warning.
             inherited.activation_checkpointing = inherited.gradient_checkpointing

@@ -16,8 +16,8 @@ from llava.model.builder import load_pretrained_model
 from llava.train import arguments
 from llava.train import train as train_module
 from llava.train.arguments import given_options, parse_arguments
-from llava.train.data import make_supervised_data_module
-from llava.train.llava_trainer import LLaVATrainer
+from llava.train.data import LazySupervisedDataset, make_supervised_data_module
+from llava.train.llava_trainer import LengthGroupedSampler, LLaVATrainer
 from llava.train.model_setup import build_model, read_base
 from llava.train.train import main, train
 from tests.train.conftest import weights_of
@@ -534,6 +534,31 @@ def test_warmup_is_a_share_of_all_steps(command, flags: dict[str, float], steps:
     assert training_args.get_warmup_steps(101) == steps
 
 
+@pytest.mark.parametrize("flags", [{"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}])
+def test_grouping_by_length_depends_on_seed_and_epoch_and_reads_no_image(command, monkeypatch, flags):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a sample is being made")
+
+    trainer = set_up(command("finetune", seed=5, gradient_accumulation_steps=2, **flags))
+    monkeypatch.setattr(LazySupervisedDataset, "__getitem__", refuse)
+    lengths = trainer.train_dataset.lengths
+    expected = LengthGroupedSampler(2, 2, lengths, seed=5)
+    sampler = trainer._get_train_sampler()
+    assert list(sampler) == list(expected)
+    expected.set_epoch(1)
+    trainer._grouped_sampler.set_epoch(1)
+    assert list(sampler) == list(expected)
+
+
+def test_samples_that_are_grouped_by_length_may_be_left_out(command, data: Path, tmp_path: Path):
+    records = json.loads((data / "turns.json").read_text())
+    records[0]["image"] = "missing.png"
+    (tmp_path / "turns.json").write_text(json.dumps(records))
+    flags = {"group_by_length": True, "on_bad_image": "skip", "max_steps": 3}
+    train(argv=command("finetune", data_path=tmp_path / "turns.json", **flags))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_a_rate_may_grow_to_the_last_step(command, trained):
     train(argv=command("finetune", warmup_ratio=1.0, max_steps=4, learning_rate=1e-2))
     rates = [entry["learning_rate"] for entry in trained[0].state.log_history if "learning_rate" in entry]
@@ -599,6 +624,10 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"report_to": "paper"}, "--report_to is 'paper'; accepted: none, all, "),
         ({"evaluation_strategy": "steps", "eval_steps": 5}, "--eval_strategy is 'steps'; accepted: no"),
         ({"save_only_model": True}, "--save_only_model is not supported: no run could resume"),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            "--train_sampling_strategy is 'batch_rebalance'; accepted: random, sequential, group_by_length",
+        ),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is not supported: the loss is LLaVA's"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
