@@ -78,6 +78,24 @@ def check_run(training_args: TrainingArguments) -> None:
         raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")
 
 
+def check_fills_a_batch(training_args: TrainingArguments, records: int) -> None:
+    """Refuse to leave the last batch out where there is no other.
+
+    Args:
+        training_args: How it is trained.
+        records: How many there are.
+
+    Raises:
+        UserError: If they are fewer than a batch of all processes.
+    """
+    needed = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and records < needed:
+        raise UserError(
+            f"--dataloader_drop_last True leaves none of {records} records: a batch of all processes has "
+            f"{needed}; leave it out, or lower --per_device_train_batch_size"
+        )
+
+
 def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:
     """Yield what may be wrong with single values, and how to say so."""
     steps, share = training_args.max_steps, training_args.warmup_ratio

@@ -34,7 +34,7 @@ SETTINGS = (
         "max_steps",
     ),
     *("seed", "data_seed", "bf16", "fp16", "model_max_length", "loss_average"),
-    *("group_by_modality_length", "group_by_length", "train_sampling_strategy"),
+    *("group_by_modality_length", "group_by_length", "train_sampling_strategy", "dataloader_drop_last"),
     *("bits", "double_quant", "quant_type", "freeze_mm_mlp_adapter"),
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias"),
 )

@@ -628,6 +628,10 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
             {"train_sampling_strategy": "batch_rebalance"},
             "--train_sampling_strategy is 'batch_rebalance'; accepted: random, sequential, group_by_length",
         ),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 7},
+            "--dataloader_drop_last True leaves none of 6 records: a batch of all processes has 7",
+        ),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is not supported: the loss is LLaVA's"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
