@@ -25,8 +25,10 @@ from llava.train.argument_checks import (
     PATCH_MERGE_TYPES,
     check_adapter,
     check_choice,
+    check_optimizer,
     check_reporters,
     check_run,
+    check_schedule,
 )
 
 logger = logging.getLogger(__name__)
@@ -253,6 +255,8 @@ def parse_arguments(
     check_choice("--mm_patch_merge_type", model_args.mm_patch_merge_type, PATCH_MERGE_TYPES)
     check_choice("--loss_average", training_args.loss_average, LOSS_AVERAGES)
     check_run(training_args)
+    check_optimizer(training_args)
+    check_schedule(training_args)
     check_adapter(model_args, training_args)
     check_reporters(training_args)
     return model_args, data_args, training_args

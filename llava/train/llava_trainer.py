@@ -30,7 +30,7 @@ from llava.model.checkpoint_files import (
 )
 from llava.model.sharding import copy_gathered
 from llava.model.splice import count_supervised
-from llava.train.argument_checks import GROUP_BY_LENGTH
+from llava.train.argument_checks import GROUP_BY_LENGTH, name_optimizer, naming_option
 from llava.train.checkpoint import (
     check_learned,
     finish_checkpoint,
@@ -257,10 +257,15 @@ class LLaVATrainer(Trainer):
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
+        """Make the optimizer; a rate of its own gives the projector parameter groups of its own.
+
+        Raises:
+            UserError: If the optimizer lacks a setting, or accepts no such model or value.
+        """
         if self.optimizer is not None:  # made before, or by DeepSpeed as its configuration says
             return self.optimizer
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        with naming_option(name_optimizer(self.args)):
+            optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.args.mm_projector_lr is not None:
             parameters = (self.model if model is None else model).named_parameters()
             projector = {id(parameter) for name, parameter in parameters if PROJECTOR in name}

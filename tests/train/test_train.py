@@ -559,6 +559,24 @@ def test_samples_that_are_grouped_by_length_may_be_left_out(command, data: Path,
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "settings"),
+    [
+        ("cosine_with_min_lr", '{"min_lr": 1e-3}'),
+        ("warmup_stable_decay", '{"num_decay_steps": 1}'),
+        ("polynomial", None),
+    ],
+)
+def test_a_schedule_with_its_settings_is_accepted(command, schedule: str, settings: str | None):
+    parse_arguments(command("finetune", lr_scheduler_type=schedule, lr_scheduler_kwargs=settings))
+
+
+def test_an_optimizer_that_refuses_its_settings_is_named(command):
+    trainer = set_up(command("pretrain", adam_beta1=2))
+    with pytest.raises(UserError, match=r"^--optim adamw_torch cannot be used: Invalid beta parameter"):
+        trainer.create_optimizer()
+
+
 def test_a_rate_may_grow_to_the_last_step(command, trained):
     train(argv=command("finetune", warmup_ratio=1.0, max_steps=4, learning_rate=1e-2))
     rates = [entry["learning_rate"] for entry in trained[0].state.log_history if "learning_rate" in entry]
@@ -632,6 +650,15 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
             {"dataloader_drop_last": True, "per_device_train_batch_size": 7},
             "--dataloader_drop_last True leaves none of 6 records: a batch of all processes has 7",
         ),
+        ({"use_liger_kernel": True}, "--use_liger_kernel is not supported: it has no kernels"),
+        ({"optim": "galore_adamw"}, "--optim galore_adamw cannot be used: .*install `galore_torch`"),
+        ({"optim": "lomo"}, "--optim lomo cannot be used: .*install `lomo_optim`"),
+        ({"optim": "grokadamw"}, "--optim grokadamw cannot be used: Please install grokadamw"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "--lr_scheduler_type cosine_with_min_lr with --lr_scheduler_kwargs None cannot be used: ",
+        ),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "cannot be used: .*num_decay_steps"),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is not supported: the loss is LLaVA's"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
