@@ -33,6 +33,7 @@ REPORTERS_OF_EXTRA = ("tensorboard", "wandb")  # of llava[train]
 GROUP_BY_LENGTH = "group_by_length"
 # batch_rebalance of transformers would make every sample to measure it.
 SAMPLING_STRATEGIES = ("random", "sequential", GROUP_BY_LENGTH)
+SAVE_STRATEGIES = ("no", "steps", "epoch")  # without an evaluation, no checkpoint is the best
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 # The smallest accepted values.
 LEAST = {
@@ -79,6 +80,7 @@ def check_run(training_args: TrainingArguments) -> None:
         if is_wrong:
             raise UserError(sentence)
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
+    check_choice("--save_strategy", training_args.save_strategy.value, SAVE_STRATEGIES)
     check_choice("--train_sampling_strategy", training_args.train_sampling_strategy, SAMPLING_STRATEGIES)
     if training_args.overwrite_output_dir and training_args.resume_from_checkpoint:
         raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")

@@ -628,6 +628,7 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"mm_text_source": "answers"}, "--mm_text_source is 'answers'; accepted: questions, conversation"),
         ({"image_aspect_ratio": "anyres"}, "--image_aspect_ratio is 'anyres'; accepted: square, pad"),
         ({"save_strategy": "sometimes"}, "sometimes"),
+        ({"save_strategy": "best"}, "--save_strategy is 'best'; accepted: no, steps, epoch"),
         ({"model_max_length": 0}, "--model_max_length is 0; accepted: 1 or more"),
         ({"model_max_length": -5}, "--model_max_length is -5"),
         ({"bits": 4}, "--bits 4 weights cannot learn: add --lora_enable True"),
