@@ -183,8 +183,10 @@ def _check_weights(file: Path, config: LlavaConfig, lora: LoraConfig) -> None:
     """
     from peft import get_peft_model
 
+    nameless = copy(lora)
+    nameless.base_model_name_or_path = None  # peft would warn that the model has another name
     adapted = build_without_weights(
-        lambda: get_peft_model(build_model(LlavaLlamaForCausalLM, deepcopy(config), "eager"), copy(lora)),
+        lambda: get_peft_model(build_model(LlavaLlamaForCausalLM, deepcopy(config), "eager"), nameless),
         file.parent,
     )
     check_adapter(file, adapted)

@@ -186,6 +186,7 @@ class HeartBeat:
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._trouble = ""
+        self._is_registered = False
         self._thread = threading.Thread(target=self._run, name="heart-beat", daemon=True)
 
     def start(self) -> None:
@@ -216,17 +217,22 @@ class HeartBeat:
                 self._wake.wait(self._interval)
 
     def _beat(self) -> None:
-        """Beat, and register if the controller does not know the worker.
+        """Beat, and register before the first beat and where the controller has lost the worker.
+
+        That it knows the address says nothing at first: another model may have been served there just before.
 
         Raises:
             UserError: If the controller does not answer, or refuses.
         """
         status = self._status()
-        beat = {"worker_name": self._worker, "queue_length": status.queue_length}
-        reply = post_json(f"{self._controller}/receive_heart_beat", beat, self._key)
-        if not (isinstance(reply, dict) and reply.get("exist")):
+        if self._is_registered:
+            beat = {"worker_name": self._worker, "queue_length": status.queue_length}
+            reply = post_json(f"{self._controller}/receive_heart_beat", beat, self._key)
+            self._is_registered = isinstance(reply, dict) and bool(reply.get("exist"))
+        if not self._is_registered:
             registration = Registration(self._worker, check_heart_beat=True, status=status)
             post_json(f"{self._controller}/register_worker", registration.body, self._key)
+            self._is_registered = True
             logger.info("registered at %s as %s", self._controller, self._worker)
 
 

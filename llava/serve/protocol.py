@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from llava.errors import UserError
+from llava.utils import HALF_PAIR
 
 DELIMITER = b"\0"
 CONTROLLER_PORT = 21001
@@ -36,7 +37,6 @@ _ADDRESS = re.compile(
     r"https?://(\[[0-9a-fA-F:.]+\]|\w[\w-]{0,62}(\.\w[\w-]{0,62})*)(:\d{1,5})?(/[\w./-]*)?",
     re.ASCII,
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _Kind = TypeVar("_Kind", str, bool, list, dict)
 
 
@@ -182,7 +182,7 @@ def read_field(body: Mapping[str, Any], name: str, kind: type[_Kind]) -> _Kind |
         return None
     if not isinstance(value, kind):
         raise RefusalError(f"{name!r} is {value!r:.60}; accepted: {kind.__name__}", 422)
-    if isinstance(value, str) and _SURROGATE.search(value):
+    if isinstance(value, str) and HALF_PAIR.search(value):
         raise RefusalError(f"{name!r} has halves of characters (U+D800 to U+DFFF), which are no text", 422)
     return value
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import torch
+from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
     is_azureml_available,
     is_flytekit_available,
 )
+from transformers.training_args import OptimizerNames
 
 from llava.errors import UserError
 from llava.train.wandb_login import check_wandb_login
@@ -26,6 +30,10 @@ BITS = (4, 8, 16)
 QUANT_TYPES = ("fp4", "nf4")
 LORA_BIASES = ("none", "all", "lora_only")
 REPORTERS_OF_EXTRA = ("tensorboard", "wandb")  # of llava[train]
+GROUP_BY_LENGTH = "group_by_length"
+# batch_rebalance of transformers would make every sample to measure it.
+SAMPLING_STRATEGIES = ("random", "sequential", GROUP_BY_LENGTH)
+SAVE_STRATEGIES = ("no", "steps", "epoch")  # without an evaluation, no checkpoint is the best
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 # The smallest accepted values.
 LEAST = {
@@ -38,11 +46,15 @@ LEAST = {
     "skip_nonfinite": 0,
 }
 RATES = ("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "adam_epsilon")
+OPTIMIZERS_OF_A_MODEL = ("galore", "apollo", "lomo")  # parts of their names; made with the model in hand
 # What transformers' arguments offer and training here does not, with what to do instead.
 REFUSED = {
     "fsdp": "use --deepspeed scripts/zero3.json",
     "push_to_hub": "upload the output folder afterwards",
     "save_only_model": "no run could resume from such checkpoints",
+    # transformers shifts labels for models that it knows alone: here each token would learn to repeat itself.
+    "label_smoothing_factor": "the loss is LLaVA's, without smoothing",
+    "use_liger_kernel": "it has no kernels for LLaVA's models",
 }
 
 
@@ -68,8 +80,28 @@ def check_run(training_args: TrainingArguments) -> None:
         if is_wrong:
             raise UserError(sentence)
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
+    check_choice("--save_strategy", training_args.save_strategy.value, SAVE_STRATEGIES)
+    check_choice("--train_sampling_strategy", training_args.train_sampling_strategy, SAMPLING_STRATEGIES)
     if training_args.overwrite_output_dir and training_args.resume_from_checkpoint:
         raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")
+
+
+def check_fills_a_batch(training_args: TrainingArguments, records: int) -> None:
+    """Refuse to leave the last batch out where there is no other.
+
+    Args:
+        training_args: How it is trained.
+        records: How many there are.
+
+    Raises:
+        UserError: If they are fewer than a batch of all processes.
+    """
+    needed = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and records < needed:
+        raise UserError(
+            f"--dataloader_drop_last True leaves none of {records} records: a batch of all processes has "
+            f"{needed}; leave it out, or lower --per_device_train_batch_size"
+        )
 
 
 def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:
@@ -86,6 +118,61 @@ def _mistakes(training_args: TrainingArguments) -> Iterator[tuple[bool, str]]:
     for name in RATES:
         rate = getattr(training_args, name)
         yield rate is not None and not 0 <= rate < math.inf, f"--{name} is {rate}; accepted: 0 or more"
+
+
+@contextmanager
+def naming_option(option: str) -> Iterator[None]:
+    """Say what transformers refuses in a sentence that names the option.
+
+    Args:
+        option: With its value, as on a command line.
+
+    Raises:
+        UserError: If a package or another setting is missing, or a value is not accepted.
+    """
+    try:
+        yield
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(f"{option} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def name_optimizer(training_args: TrainingArguments) -> str:
+    """Return the option that chooses the optimizer, as on a command line."""
+    return f"--optim {OptimizerNames(training_args.optim).value}"
+
+
+def check_optimizer(training_args: TrainingArguments) -> None:
+    """Refuse an optimizer for which a package is missing; what it asks of the model shows when it is made.
+
+    Raises:
+        UserError: If one is; before anything is loaded.
+    """
+    option = name_optimizer(training_args)
+    with naming_option(option):
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(training_args)
+        except ValueError:
+            # These have their package, and miss the model, which comes later.
+            if not any(name in option for name in OPTIMIZERS_OF_A_MODEL):
+                raise
+
+
+def check_schedule(training_args: TrainingArguments) -> None:
+    """Refuse a schedule that needs other settings than it has, by making it for a single number.
+
+    Raises:
+        UserError: If it does; before anything is loaded.
+    """
+    schedule, settings = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs
+    number = torch.nn.Parameter(torch.zeros(1))
+    with naming_option(f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {settings}"):
+        get_scheduler(
+            schedule,
+            torch.optim.SGD([number], lr=training_args.learning_rate),
+            num_warmup_steps=0,
+            num_training_steps=1,
+            scheduler_specific_kwargs=settings,
+        )
 
 
 def check_adapter(model_args: ModelArguments, training_args: TrainingArguments) -> None:

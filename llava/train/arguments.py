@@ -21,11 +21,14 @@ from llava.errors import MissingFileError, UserError
 from llava.internals import use_one_gpu
 from llava.model.checkpoint_files import CheckpointKind
 from llava.train.argument_checks import (
+    GROUP_BY_LENGTH,
     PATCH_MERGE_TYPES,
     check_adapter,
     check_choice,
+    check_optimizer,
     check_reporters,
     check_run,
+    check_schedule,
 )
 
 logger = logging.getLogger(__name__)
@@ -158,7 +161,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.evaluation_strategy is not None:
             inherited.eval_strategy = self.evaluation_strategy
         if self.group_by_length:
-            inherited.train_sampling_strategy = "group_by_length"
+            inherited.train_sampling_strategy = GROUP_BY_LENGTH
         if getattr(self, "activation_checkpointing", True) is None:
             # The old name would print a warning.
             inherited.activation_checkpointing = inherited.gradient_checkpointing
@@ -252,6 +255,8 @@ def parse_arguments(
     check_choice("--mm_patch_merge_type", model_args.mm_patch_merge_type, PATCH_MERGE_TYPES)
     check_choice("--loss_average", training_args.loss_average, LOSS_AVERAGES)
     check_run(training_args)
+    check_optimizer(training_args)
+    check_schedule(training_args)
     check_adapter(model_args, training_args)
     check_reporters(training_args)
     return model_args, data_args, training_args

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 2**20
 
 # Settings of transformers and of LLaVA that decide what weights become.
 SETTINGS = (
-    *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
+    *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha"),
     *(
         "lr_scheduler_type",
@@ -34,7 +34,7 @@ SETTINGS = (
         "max_steps",
     ),
     *("seed", "data_seed", "bf16", "fp16", "model_max_length", "loss_average"),
-    *("group_by_modality_length", "group_by_length", "train_sampling_strategy"),
+    *("group_by_modality_length", "group_by_length", "train_sampling_strategy", "dataloader_drop_last"),
     *("bits", "double_quant", "quant_type", "freeze_mm_mlp_adapter"),
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias"),
 )

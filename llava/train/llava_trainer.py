@@ -30,6 +30,7 @@ from llava.model.checkpoint_files import (
 )
 from llava.model.sharding import copy_gathered
 from llava.model.splice import count_supervised
+from llava.train.argument_checks import GROUP_BY_LENGTH, name_optimizer, naming_option
 from llava.train.checkpoint import (
     check_learned,
     finish_checkpoint,
@@ -212,14 +213,17 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_modality_length or dataset is None or not has_length(dataset):
+        by_modality = self.args.group_by_modality_length
+        is_grouped = by_modality or self.args.train_sampling_strategy == GROUP_BY_LENGTH
+        if not is_grouped or dataset is None or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
+        # transformers' own sampler would make every sample to measure it, and know neither seed nor epoch.
         self._grouped_sampler = LengthGroupedSampler(
             self.args.train_batch_size,
             self.args.world_size * self.args.gradient_accumulation_steps,
-            dataset.modality_lengths,
+            dataset.modality_lengths if by_modality else dataset.lengths,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            group_by_modality=True,
+            group_by_modality=by_modality,
         )
         return self._grouped_sampler
 
@@ -253,10 +257,15 @@ class LLaVATrainer(Trainer):
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer; a rate of its own gives the projector parameter groups of its own."""
+        """Make the optimizer; a rate of its own gives the projector parameter groups of its own.
+
+        Raises:
+            UserError: If the optimizer lacks a setting, or accepts no such model or value.
+        """
         if self.optimizer is not None:  # made before, or by DeepSpeed as its configuration says
             return self.optimizer
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        with naming_option(name_optimizer(self.args)):
+            optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.args.mm_projector_lr is not None:
             parameters = (self.model if model is None else model).named_parameters()
             projector = {id(parameter) for name, parameter in parameters if PROJECTOR in name}

@@ -24,6 +24,7 @@ from llava.model.adapter import warn_of_other_base
 from llava.model.checkpoint_files import CheckpointKind
 from llava.model.placement import attention_of_any_length
 from llava.model.saving import check_output_folder
+from llava.train.argument_checks import check_fills_a_batch
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -127,6 +128,7 @@ def _train(
     check_reducer(model_args, training_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)
+    check_fills_a_batch(training_args, len(records))
     fingerprint = on_first_process(lambda: fingerprint_of(model_args, data_args, training_args))
     checkpoint = on_first_process(lambda: choose_checkpoint(model_args, training_args, fingerprint))
     model, tokenizer = build_model(model_args, data_args, training_args, base, attn_implementation)

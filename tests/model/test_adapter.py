@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ def test_what_is_in_the_weights_or_says_nothing_is_not_asked(changes, adapter, w
     expected = logits(load(written, TINY_LLAVA)[1])
     assert not torch.equal(expected, logits(load(TINY_LLAVA)[1]))
     assert torch.equal(logits(load(adapter(**changes), TINY_LLAVA)[1]), expected)
+
+
+def test_peft_warns_of_no_base_by_another_name(adapter):
+    folder = adapter(base_model_name_or_path="somebody/llava-tiny")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load(folder, TINY_LLAVA)
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,15 @@ def test_a_worker_registers_and_comes_back_after_its_controller_has_ended(assist
     assert len([record for record in troubles if "does not answer" in record.message]) in (2, 3)
 
 
+def test_another_model_at_the_same_address_takes_the_place_of_the_first(assistant):
+    with controlling() as controller:
+        for name in (NAME, "another"):
+            worker = ModelWorker(assistant, name)
+            heart_beat = HeartBeat(controller, "http://localhost:1", worker.status, interval=60)
+            with serving(create_app(worker, heart_beat)):
+                wait_until(lambda name=name: models(controller) == [name], seconds=10)
+
+
 def test_a_worker_beats_when_its_queue_changes(assistant, body):
     worker = ModelWorker(assistant, NAME)
     with controlling() as controller:

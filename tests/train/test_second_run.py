@@ -63,6 +63,7 @@ def test_a_run_that_was_stopped_says_from_where_it_goes_on(command, tmp_path, ca
         ({"max_steps": 4}, "--max_steps is 2 there and 4 here"),
         ({"optim": "sgd"}, "--optim is adamw_torch there and sgd here"),
         ({"mm_projector_type": "linear"}, "--mm_projector_type is mlp2x_gelu there and linear here"),
+        ({"dataloader_drop_last": True}, "--dataloader_drop_last is False there and True here"),
         ({"gradient_accumulation_steps": 2}, "samples per update is 2 there and 4 here"),
     ],
 )

@@ -16,8 +16,8 @@ from llava.model.builder import load_pretrained_model
 from llava.train import arguments
 from llava.train import train as train_module
 from llava.train.arguments import given_options, parse_arguments
-from llava.train.data import make_supervised_data_module
-from llava.train.llava_trainer import LLaVATrainer
+from llava.train.data import LazySupervisedDataset, make_supervised_data_module
+from llava.train.llava_trainer import LengthGroupedSampler, LLaVATrainer
 from llava.train.model_setup import build_model, read_base
 from llava.train.train import main, train
 from tests.train.conftest import weights_of
@@ -534,6 +534,49 @@ def test_warmup_is_a_share_of_all_steps(command, flags: dict[str, float], steps:
     assert training_args.get_warmup_steps(101) == steps
 
 
+@pytest.mark.parametrize("flags", [{"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}])
+def test_grouping_by_length_depends_on_seed_and_epoch_and_reads_no_image(command, monkeypatch, flags):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a sample is being made")
+
+    trainer = set_up(command("finetune", seed=5, gradient_accumulation_steps=2, **flags))
+    monkeypatch.setattr(LazySupervisedDataset, "__getitem__", refuse)
+    lengths = trainer.train_dataset.lengths
+    expected = LengthGroupedSampler(2, 2, lengths, seed=5)
+    sampler = trainer._get_train_sampler()
+    assert list(sampler) == list(expected)
+    expected.set_epoch(1)
+    trainer._grouped_sampler.set_epoch(1)
+    assert list(sampler) == list(expected)
+
+
+def test_samples_that_are_grouped_by_length_may_be_left_out(command, data: Path, tmp_path: Path):
+    records = json.loads((data / "turns.json").read_text())
+    records[0]["image"] = "missing.png"
+    (tmp_path / "turns.json").write_text(json.dumps(records))
+    flags = {"group_by_length": True, "on_bad_image": "skip", "max_steps": 3}
+    train(argv=command("finetune", data_path=tmp_path / "turns.json", **flags))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings"),
+    [
+        ("cosine_with_min_lr", '{"min_lr": 1e-3}'),
+        ("warmup_stable_decay", '{"num_decay_steps": 1}'),
+        ("polynomial", None),
+    ],
+)
+def test_a_schedule_with_its_settings_is_accepted(command, schedule: str, settings: str | None):
+    parse_arguments(command("finetune", lr_scheduler_type=schedule, lr_scheduler_kwargs=settings))
+
+
+def test_an_optimizer_that_refuses_its_settings_is_named(command):
+    trainer = set_up(command("pretrain", adam_beta1=2))
+    with pytest.raises(UserError, match=r"^--optim adamw_torch cannot be used: Invalid beta parameter"):
+        trainer.create_optimizer()
+
+
 def test_a_rate_may_grow_to_the_last_step(command, trained):
     train(argv=command("finetune", warmup_ratio=1.0, max_steps=4, learning_rate=1e-2))
     rates = [entry["learning_rate"] for entry in trained[0].state.log_history if "learning_rate" in entry]
@@ -585,6 +628,7 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"mm_text_source": "answers"}, "--mm_text_source is 'answers'; accepted: questions, conversation"),
         ({"image_aspect_ratio": "anyres"}, "--image_aspect_ratio is 'anyres'; accepted: square, pad"),
         ({"save_strategy": "sometimes"}, "sometimes"),
+        ({"save_strategy": "best"}, "--save_strategy is 'best'; accepted: no, steps, epoch"),
         ({"model_max_length": 0}, "--model_max_length is 0; accepted: 1 or more"),
         ({"model_max_length": -5}, "--model_max_length is -5"),
         ({"bits": 4}, "--bits 4 weights cannot learn: add --lora_enable True"),
@@ -599,7 +643,25 @@ def test_every_flag_of_llava_and_trim_is_accepted(command):
         ({"report_to": "paper"}, "--report_to is 'paper'; accepted: none, all, "),
         ({"evaluation_strategy": "steps", "eval_steps": 5}, "--eval_strategy is 'steps'; accepted: no"),
         ({"save_only_model": True}, "--save_only_model is not supported: no run could resume"),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            "--train_sampling_strategy is 'batch_rebalance'; accepted: random, sequential, group_by_length",
+        ),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 7},
+            "--dataloader_drop_last True leaves none of 6 records: a batch of all processes has 7",
+        ),
+        ({"use_liger_kernel": True}, "--use_liger_kernel is not supported: it has no kernels"),
+        ({"optim": "galore_adamw"}, "--optim galore_adamw cannot be used: .*install `galore_torch`"),
+        ({"optim": "lomo"}, "--optim lomo cannot be used: .*install `lomo_optim`"),
+        ({"optim": "grokadamw"}, "--optim grokadamw cannot be used: Please install grokadamw"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "--lr_scheduler_type cosine_with_min_lr with --lr_scheduler_kwargs None cannot be used: ",
+        ),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "cannot be used: .*num_decay_steps"),
         ({"push_to_hub": True}, "--push_to_hub is not supported"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is not supported: the loss is LLaVA's"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported: use --deepspeed"),
         ({"mm_patch_merge_type": "round"}, "--mm_patch_merge_type is 'round'; accepted: flat, spatial, "),
         ({"deepspeed": "{}", "fp16": True}, "--fp16 True under DeepSpeed needs a GPU"),
