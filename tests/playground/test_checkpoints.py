@@ -8,26 +8,31 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from llava.assistant import Assistant
 from llava.engine.base import Generation
+from llava.eval.benchmark import Response
 from llava.messages import Request
+from playground.hard_shapes.benchmark import BENCHMARK as CROWDED
 from playground.shapes.measure import held_out_questions, is_right
-from playground.shapes.measure_clip import EASY, measure_clip
+from playground.shapes.measure_clip import EASY, HARD, measure_clip
 from playground.shapes.world import CROWDED_SEED, EXAMPLE_SEED, Scene
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "playground" / "shapes" / "checkpoints"
 CLIP, LLAVA = CHECKPOINTS / "clip-shapes", CHECKPOINTS / "llava-shapes"
 UNREDUCED = CHECKPOINTS / "llava-shapes-none"
+HARD_CHECKPOINTS = ROOT / "playground" / "hard_shapes" / "checkpoints"
+HARD_CLIP, HARD_LLAVA = HARD_CHECKPOINTS / "clip-hard-shapes", HARD_CHECKPOINTS / "llava-hard-shapes"
 
 
 def test_checkpoints_are_small_half_precision_and_hold_clip_once():
-    assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()) < 20e6
-    for folder in (CLIP, UNREDUCED, LLAVA):
+    for checkpoints in (CHECKPOINTS, HARD_CHECKPOINTS):
+        assert sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file()) < 20e6
+    for folder in (CLIP, UNREDUCED, LLAVA, HARD_CLIP, HARD_LLAVA):
         with safe_open(folder / "model.safetensors", "pt") as weights:
             names = list(weights.keys())
             assert {weights.get_tensor(name).dtype for name in names if "position_ids" not in name} == {
                 torch.float16
             }
-        assert folder == CLIP or not any("vision_tower" in name for name in names)
+        assert folder in (CLIP, HARD_CLIP) or not any("vision_tower" in name for name in names)
 
 
 def test_config_turns_the_reducer_on_and_finds_its_clip_beside_it():
@@ -99,3 +104,25 @@ def test_two_questions_about_one_image_keep_different_patches():
         assert answer.cost.visual_tokens < 40
         kept.append(answer.kept[0])
     assert not (kept[0] & kept[1]).any()
+
+
+def test_clip_finds_small_things_in_crowded_scenes():
+    model = CLIPModel.from_pretrained(HARD_CLIP, dtype=torch.float32).eval()
+    results = measure_clip(model, CLIPTokenizer.from_pretrained(HARD_CLIP), HARD, 12)
+    for kind in ("color", "shape", "count", "position", "character", "size", "description"):
+        assert results[kind]["named kept"] > 0.95
+        assert results[kind]["kept"] < 0.22
+
+
+def test_the_model_for_crowded_scenes_answers_held_out_questions():
+    asked = CROWDED.load(Path(), "held-out")[:64]
+    assistant = Assistant.load(str(HARD_LLAVA), device="cpu")
+    assert assistant.model.config.mm_vision_token_reduce_func == "TRIM:-1"
+    requests = [
+        Request.ask(question.text, question.image, generation=CROWDED.generation) for question in asked
+    ]
+    answers = assistant.answer_all(requests)
+    marks = [
+        CROWDED.mark(Response(question, answer.text)) for question, answer in zip(asked, answers, strict=True)
+    ]
+    assert sum(mark.points for mark in marks) / len(marks) > 0.85
