@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -56,6 +57,29 @@ def check_kind(folder: str | Path, kind: CheckpointKind) -> None:
             raise UserError(
                 f"{str(folder)!r} holds {found[0]}, of {other.value}, and this run trains {kind.value}: "
                 "choose another --output_dir, or --overwrite_output_dir True to remove it"
+            )
+
+
+def refuse_inputs_inside(folder: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse to clear, and to write into, an output folder that holds what the run reads.
+
+    Args:
+        folder: The output folder, which exists.
+        inputs: Files and folders that are read, by their options; hub ids and what is missing are none.
+
+    Raises:
+        UserError: If one is the output folder or lies below it, also by way of a link.
+    """
+    for option, source in inputs.items():
+        path = None if source is None else Path(source).expanduser()
+        if path is None or not path.exists():
+            continue
+        # By name as well, since a link in the output folder may be removed.
+        named, real = Path(os.path.normpath(path.absolute())), path.resolve()
+        if any(place.samefile(folder) for place in (named, *named.parents, real, *real.parents)):
+            raise UserError(
+                f"{option} {source} is read, and lies where --output_dir {folder} is written and cleared; "
+                "name another folder for the output"
             )
 
 

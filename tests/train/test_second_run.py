@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from llava.errors import UserError
 from llava.model.checkpoint_files import CheckpointKind
 from llava.train import llava_trainer
-from llava.train.checkpoint import check_kind, find_checkpoint
+from llava.train.checkpoint import check_kind, find_checkpoint, refuse_inputs_inside
 from llava.train.fingerprint import FINGERPRINT_FILE
 from llava.train.train import train
 from tests.train.conftest import weights_of
@@ -153,6 +154,37 @@ def test_a_full_run_does_not_go_where_a_projector_is(command, first):
     train(argv=command("finetune", save_strategy="no", overwrite_output_dir=True))
     assert not (first / "mm_projector.bin").exists()
     assert (first / "model.safetensors").is_file()
+
+
+def test_a_run_that_reads_what_lies_in_its_output_folder_is_refused(command, data, tmp_path):
+    out = tmp_path / "out"
+    train(argv=command("finetune", **SAVING))
+    train(argv=command("pretrain", output_dir=out / "stage1"))
+    shutil.copy(data / "turns.json", out)
+    (tmp_path / "link").symlink_to(out / "stage1")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for flags in (
+        {"pretrain_mm_mlp_adapter": out / "stage1" / "mm_projector.bin"},
+        {"pretrain_mm_mlp_adapter": tmp_path / "link" / "mm_projector.bin"},
+        {"model_name_or_path": out / "checkpoint-2"},
+        {"data_path": out / "turns.json"},
+    ):
+        (flag, source), *_ = flags.items()
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"--{flag} {source} is read, and lies where --output_dir"):
+                train(argv=command("finetune", **flags, overwrite_output_dir=overwrite))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_in_the_output_folder_to_what_is_read_stays(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "checkpoint-1"
+    link.symlink_to(tmp_path / "base")
+    with pytest.raises(UserError, match="--model_name_or_path"):
+        refuse_inputs_inside(tmp_path / "out", {"--model_name_or_path": link})
+    beside = tmp_path / "out" / ".." / "base"
+    refuse_inputs_inside(tmp_path / "out", {"--model_name_or_path": beside, "--vision_tower": "org/clip"})
 
 
 # Space
