@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from llava.model.checkpoint_sizes import refuse_other_shapes, refuse_other_types
 from llava.model.loading import QUANTIZATION_KEYS
 from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
+
+logger = logging.getLogger(__name__)
 
 LORA = "lora_"
 
@@ -85,7 +89,8 @@ def refuse_inputs_inside(folder: str | Path, inputs: Mapping[str, str | Path | N
 
 def clear_output(folder: str | Path) -> None:
     """Remove what earlier runs left in an output folder: checkpoints and results, and nothing else."""
-    patterns = ("checkpoint-*", *(pattern for patterns in RESULT_FILES.values() for pattern in patterns))
+    checkpoints = ("checkpoint-*", "replaced-checkpoint-*")
+    patterns = (*checkpoints, *(pattern for patterns in RESULT_FILES.values() for pattern in patterns))
     for path in {path for pattern in patterns for path in Path(folder).glob(pattern)}:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -107,7 +112,7 @@ def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
     wanted = (named or "").lower()
     if named and wanted not in ("true", "false"):
         path = Path(named).expanduser()
-        if not (path / TRAINER_STATE_NAME).is_file():
+        if not _is_whole(path):
             raise UserError(
                 f"--resume_from_checkpoint is {named!r}, which is no whole checkpoint-<step> folder"
             )
@@ -123,12 +128,21 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
     The trainer's state is the last file written, so a checkpoint without it was cut short.
     """
-    numbered = [
+    whole = [path for _, path in _checkpoints(folder) if _is_whole(path)]
+    return whole[-1] if whole else None
+
+
+def _checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """Return steps and folders of an output folder's checkpoints by step, also of those cut short."""
+    return sorted(
         (int(match[1]), path)
         for path in Path(folder).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / TRAINER_STATE_NAME).is_file()
-    ]
-    return max(numbered)[1] if numbered else None
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def check_resumable(checkpoint: Path, kind: CheckpointKind, processes: int, with_deepspeed: bool) -> None:
@@ -174,7 +188,7 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def finish_checkpoint(folder: str | Path, fingerprint: dict[str, Any]) -> None:
-    """Give a checkpoint that is written its name in the output folder, at one stroke.
+    """Give a checkpoint that is written its name in the output folder, where it is then the last one.
 
     Args:
         folder: The output folder.
@@ -183,11 +197,41 @@ def finish_checkpoint(folder: str | Path, fingerprint: dict[str, Any]) -> None:
     unfinished = unfinished_folder(folder)
     for checkpoint in unfinished.glob("checkpoint-*"):
         write_fingerprint(checkpoint, fingerprint)
-        target = Path(folder) / checkpoint.name
-        # Of the same step: something that could not be resumed from, or this would not be that step.
-        shutil.rmtree(target, ignore_errors=True)
-        checkpoint.rename(target)
+        _set_later_aside(folder, checkpoint.name)
+        checkpoint.rename(Path(folder) / checkpoint.name)
     unfinished.rmdir()
+
+
+def _set_later_aside(folder: str | Path, name: str) -> None:
+    """Rename whole checkpoints of this step and of later ones, from which a run went back to an older one.
+
+    They would be taken for newer than what the run writes now. Those that were cut short are removed.
+    """
+    step = int(name.removeprefix("checkpoint-"))
+    for later, path in _checkpoints(folder):
+        if later < step:
+            continue
+        if not _is_whole(path):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        names = (f"replaced-{path.name}{end}" for end in chain([""], (f"-{number}" for number in count(2))))
+        target = next(path.with_name(free) for free in names if not path.with_name(free).exists())
+        path.rename(target)
+        logger.warning(
+            "%s is of a run that went further, and this one has come to step %d anew: it is now %s",
+            *(path, step, target.name),
+        )
+
+
+def remove_older(folder: str | Path, kept: int | None) -> None:
+    """Remove all checkpoints but the last ones.
+
+    Args:
+        folder: The output folder.
+        kept: How many of the last ones stay: ``--save_total_limit``; without one, or for 0, all of them.
+    """
+    for _, path in _checkpoints(folder)[: -kept if kept and kept > 0 else 0]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def save_projector(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import SaveStrategy, has_length, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, has_length
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
@@ -34,6 +34,7 @@ from llava.train.checkpoint import (
     check_learned,
     finish_checkpoint,
     load_parts,
+    remove_older,
     remove_unfinished,
     save_final,
     save_lora,
@@ -388,7 +389,7 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if saves and failure is None:
             finish_checkpoint(folder, self._fingerprint)
-            rotate_checkpoints(str(folder), self.args.save_total_limit)
+            remove_older(folder, self.args.save_total_limit)
         elif saves:
             remove_unfinished(folder)
             logger.warning("%s is not written, and the run goes on: %s", name, failure)

@@ -118,6 +118,24 @@ def test_a_checkpoint_that_was_named_is_resumed_from(command, first, tmp_path, c
     assert find_checkpoint(first, "true") == find_checkpoint(first, None) == first / "checkpoint-2"
 
 
+def test_a_run_that_went_back_to_an_older_checkpoint_goes_on_from_there(command, tmp_path, caplog):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    flags = {**SAVING, "save_steps": 1, "max_steps": 4, "resume_anyway": True}
+    train(argv=command("pretrain", **flags))
+    shutil.copytree(out / "checkpoint-3", kept / "checkpoint-3")
+    train(argv=command("pretrain", **{**flags, "max_steps": 8, "save_total_limit": 1}))
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-8"]
+    back = {**flags, "max_steps": 5, "save_total_limit": 1}
+    train(argv=command("pretrain", **back, resume_from_checkpoint=kept / "checkpoint-3"))
+    assert "it is now replaced-checkpoint-8" in caplog.text
+    assert {path.name for path in out.glob("*checkpoint-*")} == {"checkpoint-5", "replaced-checkpoint-8"}
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    train(argv=command("pretrain", **{**back, "max_steps": 6}))
+    assert "resuming behind step 5 of 6" in caplog.text
+    assert state(out, 6)["global_step"] == 6
+
+
 def test_a_checkpoint_without_a_fingerprint_is_resumed_with_a_warning(command, first, caplog):
     (first / "checkpoint-2" / FINGERPRINT_FILE).unlink()
     train(argv=command("pretrain", **SAVING, learning_rate=2e-3))
