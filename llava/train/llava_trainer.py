@@ -184,6 +184,14 @@ class SayWhereItBegins(TrainerCallback):
             )
 
 
+class StepsAsGiven(TrainerCallback):
+    """Lets a run that resumes log and save as often as its command line says, not as its checkpoint does."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Replace what the checkpoint's state says."""
+        state.compute_steps(args, state.max_steps)
+
+
 class LLaVATrainer(Trainer):
     """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'.
 
@@ -202,6 +210,7 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False  # a loss that is not finite ends the run, or counts nothing
         self.add_callback(SayWhereItBegins())
+        self.add_callback(StepsAsGiven())
         if self.args.loss_average == "micro_batch":
             # Then the loss of a micro-batch is its own mean, divided by the number of micro-batches.
             self.model_accepts_loss_kwargs = False

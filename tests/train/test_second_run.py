@@ -91,6 +91,14 @@ def test_where_and_how_often_is_no_difference(command, first):
     train(argv=command("pretrain", **{**SAVING, "save_steps": 1}, logging_steps=5, dataloader_num_workers=1))
 
 
+def test_a_run_that_resumes_logs_and_saves_as_often_as_it_is_told_to(command, first):
+    often = {"save_steps": 1, "logging_steps": 3, "save_total_limit": 9}
+    train(argv=command("pretrain", **{**SAVING, **often}, max_steps=6, resume_anyway=True))
+    assert len(list(first.glob("checkpoint-*"))) == 5  # of step 2, and from then on of each
+    logged = [line["step"] for line in state(first, 6)["log_history"] if "loss" in line]
+    assert logged == [1, 2, 3, 6]
+
+
 def test_a_run_begins_anew_or_goes_on_where_it_is_told_to(command, first, caplog):
     caplog.set_level(logging.INFO)
     flags = {**SAVING, "max_steps": 4, "learning_rate": 2e-3}
