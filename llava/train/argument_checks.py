@@ -68,7 +68,8 @@ def check_run(training_args: TrainingArguments) -> None:
         if is_wrong:
             raise UserError(sentence)
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
-    if training_args.overwrite_output_dir and training_args.resume_from_checkpoint:
+    resumes = (training_args.resume_from_checkpoint or "False").lower() != "false"
+    if training_args.overwrite_output_dir and resumes:
         raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")
 
 

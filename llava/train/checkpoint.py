@@ -104,10 +104,11 @@ def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
 
     Args:
         folder: The output folder, whose newest whole checkpoint is taken.
-        named: Of ``--resume_from_checkpoint``: a checkpoint, or only that it is to resume (``True``).
+        named: Of ``--resume_from_checkpoint``: a checkpoint, or only whether it is to resume.
 
     Raises:
-        UserError: If the checkpoint that was named is not whole, or none is there though it is to resume.
+        UserError: If the checkpoint that was named is not whole, none is there though it is to resume, or one
+            is though it is not.
     """
     wanted = (named or "").lower()
     if named and wanted not in ("true", "false"):
@@ -120,6 +121,11 @@ def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
     found = last_checkpoint(folder)
     if wanted == "true" and found is None:
         raise UserError(f"--resume_from_checkpoint is True, and {str(folder)!r} holds no whole checkpoint")
+    if wanted == "false" and found is not None:
+        raise UserError(
+            f"--resume_from_checkpoint is False, and {str(folder)!r} holds {found.name}: choose another "
+            "--output_dir, or --overwrite_output_dir True to begin anew"
+        )
     return found
 
 

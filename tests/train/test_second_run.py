@@ -126,6 +126,16 @@ def test_a_checkpoint_that_was_named_is_resumed_from(command, first, tmp_path, c
     assert find_checkpoint(first, "true") == find_checkpoint(first, None) == first / "checkpoint-2"
 
 
+def test_a_run_that_is_not_to_resume_does_not(command, first, caplog):
+    caplog.set_level(logging.INFO)
+    flags = {**SAVING, "resume_from_checkpoint": False}
+    with pytest.raises(UserError, match="is False, and '.*out' holds checkpoint-2: .*--overwrite_output_dir"):
+        train(argv=command("pretrain", **flags))
+    train(argv=command("pretrain", **flags, overwrite_output_dir=True))
+    assert state(first, 2)["global_step"] == 2
+    assert "nothing is left" not in caplog.text
+
+
 def test_a_run_that_went_back_to_an_older_checkpoint_goes_on_from_there(command, tmp_path, caplog):
     out, kept = tmp_path / "out", tmp_path / "kept"
     flags = {**SAVING, "save_steps": 1, "max_steps": 4, "resume_anyway": True}
