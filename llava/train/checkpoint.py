@@ -275,6 +275,13 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     config.save_pretrained(folder)
     beside = {name: tensor for name, tensor in weights.items() if LORA not in name}
     torch.save(beside, folder / NON_LORA_FILE)
+    share_weights(folder)
+
+
+def share_weights(folder: Path) -> None:
+    """Let those read the weights of a result who may read its config: safetensors lets their owner alone."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
 
 
 def load_parts(model: nn.Module, path: Path) -> None:
