@@ -75,12 +75,13 @@ def refuse_inputs_inside(folder: str | Path, inputs: Mapping[str, str | Path | N
         UserError: If one is the output folder or lies below it, also by way of a link.
     """
     for option, source in inputs.items():
-        path = None if source is None else Path(source).expanduser()
+        path = None if source is None else Path(source)
         if path is None or not path.exists():
             continue
         # By name as well, since a link in the output folder may be removed.
         named, real = Path(os.path.normpath(path.absolute())), path.resolve()
-        if any(place.samefile(folder) for place in (named, *named.parents, real, *real.parents)):
+        places = (named, *named.parents, real, *real.parents)
+        if any(place.exists() and place.samefile(folder) for place in places):
             raise UserError(
                 f"{option} {source} is read, and lies where --output_dir {folder} is written and cleared; "
                 "name another folder for the output"

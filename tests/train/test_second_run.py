@@ -212,15 +212,23 @@ def test_a_run_that_reads_what_lies_in_its_output_folder_is_refused(command, dat
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_link_in_the_output_folder_to_what_is_read_stays(tmp_path):
+def test_what_is_read_by_way_of_links_is_found_out(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "out").mkdir()
     link = tmp_path / "out" / "checkpoint-1"
     link.symlink_to(tmp_path / "base")
     with pytest.raises(UserError, match="--model_name_or_path"):
         refuse_inputs_inside(tmp_path / "out", {"--model_name_or_path": link})
-    beside = tmp_path / "out" / ".." / "base"
-    refuse_inputs_inside(tmp_path / "out", {"--model_name_or_path": beside, "--vision_tower": "org/clip"})
+    (tmp_path / "base" / "deep").mkdir()
+    (tmp_path / "deep").symlink_to(tmp_path / "base" / "deep")
+    (tmp_path / "base" / "data.json").touch()
+    others = {
+        "--model_name_or_path": tmp_path / "out" / ".." / "base",
+        "--data_path": tmp_path / "deep" / ".." / "data.json",  # there is no tmp_path / "data.json"
+        "--vision_tower": "org/clip",
+    }
+    assert others["--data_path"].is_file()
+    refuse_inputs_inside(tmp_path / "out", others)
 
 
 # Space
