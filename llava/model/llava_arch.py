@@ -48,13 +48,17 @@ class LlavaMetaModel:
         super().__init__(config)  # type: ignore[call-arg]  # the other base is a transformers model
         if getattr(config, "mm_vision_tower", None):
             self.vision_tower = build_vision_tower(config, delay_load=True)
-            self._build_projector()
+            self.mm_projector = build_vision_projector(config)
+            if self._ends_rows():
+                self._build_newline()
 
-    def _build_projector(self) -> None:
-        self.mm_projector = build_vision_projector(self.config)
-        if "unpad" in (getattr(self.config, "mm_patch_merge_type", None) or "flat"):
-            spread = self.config.hidden_size**-0.5
-            self.image_newline = nn.Parameter(torch.randn(self.config.hidden_size) * spread)
+    def _ends_rows(self) -> bool:
+        """Tell whether the config says that a token of its own ends every row of an image."""
+        return "unpad" in (getattr(self.config, "mm_patch_merge_type", None) or "flat")
+
+    def _build_newline(self) -> None:
+        spread = self.config.hidden_size**-0.5
+        self.image_newline = nn.Parameter(torch.randn(self.config.hidden_size) * spread)
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         """Return the tower, or None for a plain language model."""
@@ -104,8 +108,12 @@ class LlavaMetaModel:
             config.mm_projector_type,
             config.mm_hidden_size,
         ):
-            self._build_projector()
+            self.mm_projector = build_vision_projector(config)
             self.mm_projector.to(device=placed.device, dtype=placed.dtype)
+        # The base may join its tiles otherwise.
+        if self._ends_rows() and getattr(self, "image_newline", None) is None:
+            self._build_newline()
+            self.image_newline.data = self.image_newline.data.to(placed)
         # A base model may have been loaded with everything frozen.
         self.mm_projector.requires_grad_(True)
         if projector is not None:

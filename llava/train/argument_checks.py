@@ -82,7 +82,8 @@ def check_run(training_args: TrainingArguments) -> None:
     check_choice("--eval_strategy", training_args.eval_strategy.value, ("no",))  # there are no data for it
     check_choice("--save_strategy", training_args.save_strategy.value, SAVE_STRATEGIES)
     check_choice("--train_sampling_strategy", training_args.train_sampling_strategy, SAMPLING_STRATEGIES)
-    if training_args.overwrite_output_dir and training_args.resume_from_checkpoint:
+    resumes = (training_args.resume_from_checkpoint or "False").lower() != "false"
+    if training_args.overwrite_output_dir and resumes:
         raise UserError("--overwrite_output_dir begins anew; leave out --resume_from_checkpoint")
 
 

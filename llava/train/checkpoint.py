@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from llava.model.checkpoint_sizes import refuse_other_shapes, refuse_other_types
 from llava.model.loading import QUANTIZATION_KEYS
 from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
+
+logger = logging.getLogger(__name__)
 
 LORA = "lora_"
 
@@ -59,9 +64,34 @@ def check_kind(folder: str | Path, kind: CheckpointKind) -> None:
             )
 
 
+def refuse_inputs_inside(folder: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse to clear, and to write into, an output folder that holds what the run reads.
+
+    Args:
+        folder: The output folder, which exists.
+        inputs: Files and folders that are read, by their options; hub ids and what is missing are none.
+
+    Raises:
+        UserError: If one is the output folder or lies below it, also by way of a link.
+    """
+    for option, source in inputs.items():
+        path = None if source is None else Path(source)
+        if path is None or not path.exists():
+            continue
+        # By name as well, since a link in the output folder may be removed.
+        named, real = Path(os.path.normpath(path.absolute())), path.resolve()
+        places = (named, *named.parents, real, *real.parents)
+        if any(place.exists() and place.samefile(folder) for place in places):
+            raise UserError(
+                f"{option} {source} is read, and lies where --output_dir {folder} is written and cleared; "
+                "name another folder for the output"
+            )
+
+
 def clear_output(folder: str | Path) -> None:
     """Remove what earlier runs left in an output folder: checkpoints and results, and nothing else."""
-    patterns = ("checkpoint-*", *(pattern for patterns in RESULT_FILES.values() for pattern in patterns))
+    checkpoints = ("checkpoint-*", "replaced-checkpoint-*")
+    patterns = (*checkpoints, *(pattern for patterns in RESULT_FILES.values() for pattern in patterns))
     for path in {path for pattern in patterns for path in Path(folder).glob(pattern)}:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -75,15 +105,16 @@ def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
 
     Args:
         folder: The output folder, whose newest whole checkpoint is taken.
-        named: Of ``--resume_from_checkpoint``: a checkpoint, or only that it is to resume (``True``).
+        named: Of ``--resume_from_checkpoint``: a checkpoint, or only whether it is to resume.
 
     Raises:
-        UserError: If the checkpoint that was named is not whole, or none is there though it is to resume.
+        UserError: If the checkpoint that was named is not whole, none is there though it is to resume, or one
+            is though it is not.
     """
     wanted = (named or "").lower()
     if named and wanted not in ("true", "false"):
         path = Path(named).expanduser()
-        if not (path / TRAINER_STATE_NAME).is_file():
+        if not _is_whole(path):
             raise UserError(
                 f"--resume_from_checkpoint is {named!r}, which is no whole checkpoint-<step> folder"
             )
@@ -91,6 +122,11 @@ def find_checkpoint(folder: str | Path, named: str | None) -> Path | None:
     found = last_checkpoint(folder)
     if wanted == "true" and found is None:
         raise UserError(f"--resume_from_checkpoint is True, and {str(folder)!r} holds no whole checkpoint")
+    if wanted == "false" and found is not None:
+        raise UserError(
+            f"--resume_from_checkpoint is False, and {str(folder)!r} holds {found.name}: choose another "
+            "--output_dir, or --overwrite_output_dir True to begin anew"
+        )
     return found
 
 
@@ -99,12 +135,21 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
     The trainer's state is the last file written, so a checkpoint without it was cut short.
     """
-    numbered = [
+    whole = [path for _, path in _checkpoints(folder) if _is_whole(path)]
+    return whole[-1] if whole else None
+
+
+def _checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """Return steps and folders of an output folder's checkpoints by step, also of those cut short."""
+    return sorted(
         (int(match[1]), path)
         for path in Path(folder).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / TRAINER_STATE_NAME).is_file()
-    ]
-    return max(numbered)[1] if numbered else None
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def check_resumable(checkpoint: Path, kind: CheckpointKind, processes: int, with_deepspeed: bool) -> None:
@@ -150,7 +195,7 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def finish_checkpoint(folder: str | Path, fingerprint: dict[str, Any]) -> None:
-    """Give a checkpoint that is written its name in the output folder, at one stroke.
+    """Give a checkpoint that is written its name in the output folder, where it is then the last one.
 
     Args:
         folder: The output folder.
@@ -159,11 +204,41 @@ def finish_checkpoint(folder: str | Path, fingerprint: dict[str, Any]) -> None:
     unfinished = unfinished_folder(folder)
     for checkpoint in unfinished.glob("checkpoint-*"):
         write_fingerprint(checkpoint, fingerprint)
-        target = Path(folder) / checkpoint.name
-        # Of the same step: something that could not be resumed from, or this would not be that step.
-        shutil.rmtree(target, ignore_errors=True)
-        checkpoint.rename(target)
+        _set_later_aside(folder, checkpoint.name)
+        checkpoint.rename(Path(folder) / checkpoint.name)
     unfinished.rmdir()
+
+
+def _set_later_aside(folder: str | Path, name: str) -> None:
+    """Rename whole checkpoints of this step and of later ones, from which a run went back to an older one.
+
+    They would be taken for newer than what the run writes now. Those that were cut short are removed.
+    """
+    step = int(name.removeprefix("checkpoint-"))
+    for later, path in _checkpoints(folder):
+        if later < step:
+            continue
+        if not _is_whole(path):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        names = (f"replaced-{path.name}{end}" for end in chain([""], (f"-{number}" for number in count(2))))
+        target = next(path.with_name(free) for free in names if not path.with_name(free).exists())
+        path.rename(target)
+        logger.warning(
+            "%s is of a run that went further, and this one has come to step %d anew: it is now %s",
+            *(path, step, target.name),
+        )
+
+
+def remove_older(folder: str | Path, kept: int | None) -> None:
+    """Remove all checkpoints but the last ones.
+
+    Args:
+        folder: The output folder.
+        kept: How many of the last ones stay: ``--save_total_limit``; without one, or for 0, all of them.
+    """
+    for _, path in _checkpoints(folder)[: -kept if kept and kept > 0 else 0]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def save_projector(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -201,6 +276,13 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     config.save_pretrained(folder)
     beside = {name: tensor for name, tensor in weights.items() if LORA not in name}
     torch.save(beside, folder / NON_LORA_FILE)
+    share_weights(folder)
+
+
+def share_weights(folder: Path) -> None:
+    """Let those read the weights of a result who may read its config: safetensors lets their owner alone."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
 
 
 def load_parts(model: nn.Module, path: Path) -> None:

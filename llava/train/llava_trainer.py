@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import SaveStrategy, has_length, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, has_length
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
@@ -35,10 +35,12 @@ from llava.train.checkpoint import (
     check_learned,
     finish_checkpoint,
     load_parts,
+    remove_older,
     remove_unfinished,
     save_final,
     save_lora,
     save_projector,
+    share_weights,
     unfinished_folder,
 )
 from llava.train.disk_space import check_space, lacks_space, sizes_of
@@ -184,6 +186,14 @@ class SayWhereItBegins(TrainerCallback):
             )
 
 
+class StepsAsGiven(TrainerCallback):
+    """Lets a run that resumes log and save as often as its command line says, not as its checkpoint does."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Replace what the checkpoint's state says."""
+        state.compute_steps(args, state.max_steps)
+
+
 class LLaVATrainer(Trainer):
     """Trainer for a LLaVA model; `TrainingArguments` says what differs from transformers'.
 
@@ -202,6 +212,7 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False  # a loss that is not finite ends the run, or counts nothing
         self.add_callback(SayWhereItBegins())
+        self.add_callback(StepsAsGiven())
         if self.args.loss_average == "micro_batch":
             # Then the loss of a micro-batch is its own mean, divided by the number of micro-batches.
             self.model_accepts_loss_kwargs = False
@@ -397,7 +408,7 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if saves and failure is None:
             finish_checkpoint(folder, self._fingerprint)
-            rotate_checkpoints(str(folder), self.args.save_total_limit)
+            remove_older(folder, self.args.save_total_limit)
         elif saves:
             remove_unfinished(folder)
             logger.warning("%s is not written, and the run goes on: %s", name, failure)
@@ -464,6 +475,12 @@ class LLaVATrainer(Trainer):
         if self.args.should_save:
             save = save_projector if self.args.saves is CheckpointKind.PROJECTOR else save_lora
             save(self.model, Path(output_dir or self.args.output_dir), weights)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # Of full models alone; see `save_model`.
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            share_weights(Path(output_dir or self.args.output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

@@ -37,6 +37,7 @@ from llava.train.checkpoint import (
     check_resumable,
     clear_output,
     find_checkpoint,
+    refuse_inputs_inside,
 )
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.data import LazySupervisedDataset, make_supervised_data_module
@@ -51,7 +52,6 @@ from llava.utils import (
     exit_on_user_error,
     on_first_process,
     process_rank,
-    refuse_overwriting,
     setup_logging,
 )
 
@@ -87,8 +87,6 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         UserError: If an argument or a record is not acceptable; before the model is loaded where possible.
     """
     model_args, data_args, training_args = parse_arguments(argv)
-    inputs = (model_args.model_name_or_path, model_args.vision_tower)
-    refuse_overwriting("--output_dir", Path(training_args.output_dir), *inputs)
     with alone(training_args.output_dir), attention_of_any_length():
         _train(model_args, data_args, training_args, given_options(argv), attn_implementation)
 
@@ -125,6 +123,15 @@ def _train(
     """Train in an output folder that is this run's alone."""
     template = conv_templates[template_of_version(model_args.version)]
     base = read_base(model_args, data_args, given)
+    refuse_inputs_inside(
+        training_args.output_dir,
+        {
+            "--model_name_or_path": base.folder,
+            "--vision_tower": model_args.vision_tower,
+            "--pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
+            "--data_path": data_args.data_path,
+        },
+    )
     check_reducer(model_args, training_args)
     records = read_data(data_args, has_tower=model_args.vision_tower is not None)
     check_records(records, data_args.image_folder, template, data_args.on_bad_image)

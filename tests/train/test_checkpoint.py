@@ -10,6 +10,7 @@ from llava.train.checkpoint import (
     check_resumable,
     finish_checkpoint,
     last_checkpoint,
+    remove_older,
     remove_unfinished,
     unfinished_folder,
 )
@@ -45,6 +46,32 @@ def test_a_checkpoint_gets_its_name_when_it_is_written(tmp_path: Path):
     assert len(list((tmp_path / "checkpoint-5").rglob("*.pt"))) == 2
     assert not unfinished_folder(tmp_path).exists()
     remove_unfinished(tmp_path)  # nothing is left to remove
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_the_last_checkpoint_though_there_were_later_ones(tmp_path: Path):
+    write_checkpoint(tmp_path / "checkpoint-4")
+    for _ in range(2):
+        write_checkpoint(tmp_path / "checkpoint-20")
+        (tmp_path / "checkpoint-30").mkdir()  # cut short
+        write_checkpoint(unfinished_folder(tmp_path) / "checkpoint-6")
+        finish_checkpoint(tmp_path, {})
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    replaced = ["replaced-checkpoint-20", "replaced-checkpoint-20-2", "replaced-checkpoint-6"]
+    assert names_in(tmp_path) == ["checkpoint-4", "checkpoint-6", *replaced]
+    assert (tmp_path / "replaced-checkpoint-6" / "trainer_state.json").is_file()
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(None, 3), (0, 3), (1, 1), (2, 2), (5, 3)])
+def test_the_last_checkpoints_are_kept(tmp_path: Path, kept: int | None, expected: int):
+    for name in ("checkpoint-8", "checkpoint-9", "checkpoint-10", "checkpoint-2-of-mine"):
+        write_checkpoint(tmp_path / name)
+    remove_older(tmp_path, kept)
+    left = ["checkpoint-10", "checkpoint-9", "checkpoint-8"][:expected]
+    assert names_in(tmp_path) == sorted([*left, "checkpoint-2-of-mine"])
 
 
 @pytest.mark.parametrize(

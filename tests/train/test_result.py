@@ -1,7 +1,9 @@
 """The end of a run says where its result is, and how to ask it: with a command that works as it stands."""
 
 import json
+import os
 import shlex
+import stat
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def test_the_command_can_be_pasted(command, caplog, capsys, data: Path, tmp_path
     capsys.readouterr()
     assert main([*words[1:], "--max-new-tokens", "2"]) == 0
     assert "patches ->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [{}, {"bf16": True}, LORA], ids=["whole", "16 bits", "lora"])
+def test_whoever_may_read_new_files_may_read_the_weights(command, tmp_path: Path, flags: dict):
+    before = os.umask(0o027)
+    try:
+        train(argv=command("finetune", max_steps=1, save_strategy="steps", save_steps=1, **flags))
+    finally:
+        os.umask(before)
+    weights = list((tmp_path / "out").rglob("*.safetensors"))
+    assert len(weights) == 2  # of the result and of a checkpoint
+    assert {stat.S_IMODE(path.stat().st_mode) for path in weights} == {0o640}
 
 
 def test_an_image_that_is_there_is_asked_about(command, caplog, data: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from llava.errors import UserError
 from llava.model.checkpoint_files import CheckpointKind
 from llava.train import llava_trainer
-from llava.train.checkpoint import check_kind, find_checkpoint
+from llava.train.checkpoint import check_kind, find_checkpoint, refuse_inputs_inside
 from llava.train.fingerprint import FINGERPRINT_FILE
 from llava.train.train import train
 from tests.train.conftest import weights_of
@@ -91,6 +92,14 @@ def test_where_and_how_often_is_no_difference(command, first):
     train(argv=command("pretrain", **{**SAVING, "save_steps": 1}, logging_steps=5, dataloader_num_workers=1))
 
 
+def test_a_run_that_resumes_logs_and_saves_as_often_as_it_is_told_to(command, first):
+    often = {"save_steps": 1, "logging_steps": 3, "save_total_limit": 9}
+    train(argv=command("pretrain", **{**SAVING, **often}, max_steps=6, resume_anyway=True))
+    assert len(list(first.glob("checkpoint-*"))) == 5  # of step 2, and from then on of each
+    logged = [line["step"] for line in state(first, 6)["log_history"] if "loss" in line]
+    assert logged == [1, 2, 3, 6]
+
+
 def test_a_run_begins_anew_or_goes_on_where_it_is_told_to(command, first, caplog):
     caplog.set_level(logging.INFO)
     flags = {**SAVING, "max_steps": 4, "learning_rate": 2e-3}
@@ -116,6 +125,34 @@ def test_a_checkpoint_that_was_named_is_resumed_from(command, first, tmp_path, c
     with pytest.raises(UserError, match="--resume_from_checkpoint is True, and '.*' holds no whole"):
         find_checkpoint(tmp_path, "True")
     assert find_checkpoint(first, "true") == find_checkpoint(first, None) == first / "checkpoint-2"
+
+
+def test_a_run_that_is_not_to_resume_does_not(command, first, caplog):
+    caplog.set_level(logging.INFO)
+    flags = {**SAVING, "resume_from_checkpoint": False}
+    with pytest.raises(UserError, match="is False, and '.*out' holds checkpoint-2: .*--overwrite_output_dir"):
+        train(argv=command("pretrain", **flags))
+    train(argv=command("pretrain", **flags, overwrite_output_dir=True))
+    assert state(first, 2)["global_step"] == 2
+    assert "nothing is left" not in caplog.text
+
+
+def test_a_run_that_went_back_to_an_older_checkpoint_goes_on_from_there(command, tmp_path, caplog):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    flags = {**SAVING, "save_steps": 1, "max_steps": 4, "resume_anyway": True}
+    train(argv=command("pretrain", **flags))
+    shutil.copytree(out / "checkpoint-3", kept / "checkpoint-3")
+    train(argv=command("pretrain", **{**flags, "max_steps": 8, "save_total_limit": 1}))
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-8"]
+    back = {**flags, "max_steps": 5, "save_total_limit": 1}
+    train(argv=command("pretrain", **back, resume_from_checkpoint=kept / "checkpoint-3"))
+    assert "it is now replaced-checkpoint-8" in caplog.text
+    assert {path.name for path in out.glob("*checkpoint-*")} == {"checkpoint-5", "replaced-checkpoint-8"}
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    train(argv=command("pretrain", **{**back, "max_steps": 6}))
+    assert "resuming behind step 5 of 6" in caplog.text
+    assert state(out, 6)["global_step"] == 6
 
 
 def test_a_checkpoint_without_a_fingerprint_is_resumed_with_a_warning(command, first, caplog):
@@ -154,6 +191,45 @@ def test_a_full_run_does_not_go_where_a_projector_is(command, first):
     train(argv=command("finetune", save_strategy="no", overwrite_output_dir=True))
     assert not (first / "mm_projector.bin").exists()
     assert (first / "model.safetensors").is_file()
+
+
+def test_a_run_that_reads_what_lies_in_its_output_folder_is_refused(command, data, tmp_path):
+    out = tmp_path / "out"
+    train(argv=command("finetune", **SAVING))
+    train(argv=command("pretrain", output_dir=out / "stage1"))
+    shutil.copy(data / "turns.json", out)
+    (tmp_path / "link").symlink_to(out / "stage1")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for flags in (
+        {"pretrain_mm_mlp_adapter": out / "stage1" / "mm_projector.bin"},
+        {"pretrain_mm_mlp_adapter": tmp_path / "link" / "mm_projector.bin"},
+        {"model_name_or_path": out / "checkpoint-2"},
+        {"data_path": out / "turns.json"},
+    ):
+        (flag, source), *_ = flags.items()
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"--{flag} {source} is read, and lies where --output_dir"):
+                train(argv=command("finetune", **flags, overwrite_output_dir=overwrite))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_read_by_way_of_links_is_found_out(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "checkpoint-1"
+    link.symlink_to(tmp_path / "base")
+    with pytest.raises(UserError, match="--model_name_or_path"):
+        refuse_inputs_inside(tmp_path / "out", {"--model_name_or_path": link})
+    (tmp_path / "base" / "deep").mkdir()
+    (tmp_path / "deep").symlink_to(tmp_path / "base" / "deep")
+    (tmp_path / "base" / "data.json").touch()
+    others = {
+        "--model_name_or_path": tmp_path / "out" / ".." / "base",
+        "--data_path": tmp_path / "deep" / ".." / "data.json",  # there is no tmp_path / "data.json"
+        "--vision_tower": "org/clip",
+    }
+    assert others["--data_path"].is_file()
+    refuse_inputs_inside(tmp_path / "out", others)
 
 
 # Space

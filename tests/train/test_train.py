@@ -356,6 +356,23 @@ def test_tokens_between_lines_are_saved_with_the_projector(command, trained, lan
     assert torch.equal(logits(tmp_path / "out", language_model), live_logits(trained[0]))
 
 
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [("pretrain", {}), ("finetune", {}), ("finetune", LORA)],
+    ids=["projector", "whole", "lora"],
+)
+def test_tokens_between_lines_are_added_to_a_base_without_them(
+    command, trained, tmp_path: Path, stage: str, flags: dict[str, Any]
+):
+    merged = {"model_name_or_path": LLAVA, "mm_patch_merge_type": "spatial_unpad", "bf16": True}
+    train(argv=command(stage, max_steps=1, **merged, **flags))
+    out = tmp_path / "out"
+    [newline] = [tensor for name, tensor in weights_of(out).items() if "image_newline" in name]
+    base = str(LLAVA) if stage == "pretrain" else None
+    _, model, _, _ = load_pretrained_model(str(out), base, out.name, device="cpu")
+    torch.testing.assert_close(model.get_model().image_newline, newline, check_dtype=False)
+
+
 def test_the_flag_wins_over_the_bases_config(command, tmp_path: Path):
     base = tmp_path / "base"
     shutil.copytree(LLAVA, base)
@@ -698,7 +715,7 @@ def test_no_run_writes_over_what_it_reads(command, checkpoint_copy, flag: str):
     link = base.parent / "link"
     link.symlink_to(folder)
     for output in (folder, f"{folder}/", link):
-        with pytest.raises(UserError, match="--output_dir .* would overwrite .*; name another folder"):
+        with pytest.raises(UserError, match=f"--{flag} .* lies where --output_dir .* is written"):
             train(argv=command("finetune", output_dir=output, **{flag: folder}))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
