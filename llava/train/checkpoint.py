@@ -29,6 +29,7 @@ from llava.model.checkpoint_files import (
 )
 from llava.model.checkpoint_sizes import refuse_other_shapes, refuse_other_types
 from llava.model.loading import QUANTIZATION_KEYS
+from llava.model.saving import share_weights
 from llava.train.fingerprint import write_fingerprint
 from llava.train.lora import drop_new_keys
 
@@ -277,12 +278,6 @@ def save_lora(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     beside = {name: tensor for name, tensor in weights.items() if LORA not in name}
     torch.save(beside, folder / NON_LORA_FILE)
     share_weights(folder)
-
-
-def share_weights(folder: Path) -> None:
-    """Let those read the weights of a result who may read its config: safetensors lets their owner alone."""
-    for path in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", path)
 
 
 def load_parts(model: nn.Module, path: Path) -> None:

@@ -40,7 +40,6 @@ from llava.train.checkpoint import (
     save_final,
     save_lora,
     save_projector,
-    share_weights,
     unfinished_folder,
 )
 from llava.train.disk_space import check_space, lacks_space, sizes_of
@@ -475,12 +474,6 @@ class LLaVATrainer(Trainer):
         if self.args.should_save:
             save = save_projector if self.args.saves is CheckpointKind.PROJECTOR else save_lora
             save(self.model, Path(output_dir or self.args.output_dir), weights)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        # Of full models alone; see `save_model`.
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            share_weights(Path(output_dir or self.args.output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

@@ -142,6 +142,8 @@ def test_shards_and_safetensors_load_alike(checkpoint_copy, loaded):
     model = load(folder)[1]
     (folder / "pytorch_model.bin").unlink()
     model.save_pretrained(folder / "saved", max_shard_size="300KB")
+    modes = {path.stat().st_mode for path in (folder / "saved").iterdir()}
+    assert len(modes) == 1  # whoever may read the config may read the weights
     assert (folder / "saved" / "model.safetensors.index.json").is_file()
     shutil.copy(folder / "tokenizer.model", folder / "saved")
     shutil.copy(folder / "tokenizer_config.json", folder / "saved")

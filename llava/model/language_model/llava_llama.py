@@ -16,7 +16,12 @@ from llava.internals import CACHE_ARGUMENT
 from llava.model.language_model.llava_config import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.prompt_encoder import Images
-from llava.model.saving import complete_config, full_state_dict, valid_generation_config
+from llava.model.saving import (
+    complete_config,
+    full_state_dict,
+    share_weights,
+    valid_generation_config,
+)
 from llava.model.splice import ImageText, count_supervised
 
 
@@ -149,6 +154,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         weights = full_state_dict(self, state_dict)
         with valid_generation_config(self):
             super().save_pretrained(save_directory, is_main_process, weights, **kwargs)
+        if is_main_process:
+            share_weights(Path(save_directory))
 
     @torch.no_grad()
     def generate(
