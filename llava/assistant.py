@@ -429,7 +429,7 @@ class Assistant:
         words = ""
         for message in request.messages:
             # Nobody else shows images, and what a model wrote may be anything.
-            text = without_placeholders(message.text)
+            text = _without_placeholders(message.text)
             if message.role == "system":
                 conversation.system = text
             elif message.role == "assistant":
@@ -615,7 +615,7 @@ class Assistant:
         return limit - length
 
 
-def without_placeholders(text: str) -> str:
+def _without_placeholders(text: str) -> str:
     """Return a text without ``<image>``, also such as appears only once another one is taken out."""
     while DEFAULT_IMAGE_TOKEN in text:
         text = text.replace(DEFAULT_IMAGE_TOKEN, "")

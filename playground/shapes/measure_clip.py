@@ -18,7 +18,7 @@ from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.hard_shapes import questions as hard_questions
 from playground.hard_shapes import scene as hard_scene
-from playground.hard_shapes.clip_batches import ATTRIBUTE_TEXTS, NAMES
+from playground.hard_shapes.clip_batches import ATTRIBUTE_TEXTS, NAMES, NONE
 from playground.hard_shapes.text_samples import SHORT_KINDS
 from playground.hard_shapes.text_samples import TURNS as HARD_TURNS
 from playground.shapes.clip_losses import COVERED, FREE
@@ -124,29 +124,26 @@ def measure_clip(
             named = sorted({index for question in questions for index in question.named})
             _count_kept(results[name], kept, coverage, named)
         for attribute, texts in encoded.items():
-            right = _nearest_is_right(joint @ texts.T, scene, coverage, attribute, pictures)
+            names = [*pictures.attributes[attribute]]
+            values = [getattr(thing, attribute) for thing in scene.things]
+            numbers = torch.tensor([names.index(value) if value else NONE for value in values])
+            right = _nearest_is_right(joint @ texts.T, numbers, coverage)
             results["patches"].setdefault(attribute, []).extend(right)
     return {
         name: {key: float(np.mean(row)) for key, row in numbers.items()} for name, numbers in results.items()
     }
 
 
-def _nearest_is_right(
-    products: Tensor, scene: Any, coverage: Tensor, attribute: str, pictures: Pictures
-) -> list[float]:
+def _nearest_is_right(products: Tensor, numbers: Tensor, coverage: Tensor) -> list[float]:
     """Return the share of things' patches whose nearest text is that of their thing; [] without such things.
 
     Args:
         products: Of patches and texts, (N, texts).
-        scene: What is in the picture.
+        numbers: Of the text of each thing, `NONE` where it has none, (things,).
         coverage: What patches show of things, (things, N).
-        attribute: What the texts are about.
-        pictures: What the scene is of.
     """
-    names = [*pictures.attributes[attribute]]
-    values = [getattr(thing, attribute) for thing in scene.things]
-    truth = torch.tensor([names.index(value) if value else -1 for value in values])[coverage.argmax(0)]
-    inside = (coverage.amax(0) > COVERED) & (truth >= 0)
+    truth = numbers[coverage.argmax(0)]
+    inside = (coverage.amax(0) > COVERED) & (truth != NONE)
     right = products.argmin(-1)[inside] == truth[inside]
     return [right.float().mean().item()] if len(right) else []
 
