@@ -73,8 +73,15 @@ def ask_with(
     """
     if setting == NO_IMAGE:
         subject = subject.without_images()
-    elif (error := _cannot_be_set(setting, assistant)) is not None:
-        return Outcome(setting, error=error) if processes.is_first else None
+    else:
+        try:
+            # Together, so that no process goes on alone where only one cannot read CLIP's text encoder.
+            with processes.together():
+                assistant.encoder.tower.prepare(parse_reduction(setting))
+        except UserError as error:
+            return Outcome(setting, error=str(error)) if processes.is_first else None
+        # Or the first setting that reads the question would take the time of reading it for all others.
+        assistant.encoder.tower.clear_text_cache()
     asked = ask_questions(subject.questions, assistant, plan, processes)
     if not processes.is_first:
         return None
@@ -93,12 +100,3 @@ def ask_with(
         about_kept=fmean(kept) if kept else None,
         failures=len(errors),
     )
-
-
-def _cannot_be_set(setting: str, assistant: Assistant) -> str | None:
-    """Return why a setting is none for this model, such as for want of CLIP's text encoder."""
-    try:
-        assistant.encoder.tower.prepare(parse_reduction(setting))
-    except UserError as error:
-        return str(error)
-    return None

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_budgets,
         default=BUDGETS,
         metavar="K,...",
-        help="visual tokens (default: 16,32,64,128,192)",
+        help="k of NAME:k, as `llava reducers` tells it (default: 16,32,64,128,192)",
     )
     group.add_argument(
         "--also", nargs="+", default=[], metavar="SPEC", help="further settings, such as TRIM:-1"
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions",
         type=positive,
         metavar="N",
-        help="ask the first N of each (default: 800 about shapes, all of a benchmark)",
+        help="ask the first N of each (default: 800 of shapes, all 4,000 of hard-shapes, all of a benchmark)",
     )
     group.add_argument("--batch-size", type=positive, metavar="B", help="default: by the free memory")
     group.add_argument(
@@ -81,11 +81,12 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a method is not known, or the model or the questions cannot be had.
     """
+    from llava.bench.machine import card_name
     from llava.compare.asking import NO_IMAGE, Outcome, answers_file, ask_with
     from llava.compare.subjects import load_subjects
-    from llava.compare.tables import Table, describe_average, write_table
+    from llava.compare.tables import COMPARISON, Table, write_tables
     from llava.eval.evaluate import BUNDLED
-    from llava.eval.files import explaining_writes, write_text
+    from llava.eval.files import explaining_writes
     from llava.eval.processes import launched_processes
     from llava.eval.runner import Plan
 
@@ -117,16 +118,13 @@ def run(options: argparse.Namespace) -> None:
     if not processes.is_first:
         return
     model = options.model_path or BUNDLED
+    where = f"{card_name(assistant.encoder.device)}, {str(assistant.model.dtype).removeprefix('torch.')}"
     tables = [
-        Table(subject.benchmark, found[subject.name], f"{subject.describe()}, asked of {model}.")
+        Table(subject.benchmark, found[subject.name], f"{subject.describe()}, asked of {model} ({where}).")
         for subject in subjects
     ]
-    texts = [write_table(table, options.out / table.benchmark.name) for table in tables]
-    if len(tables) > 1:
-        texts.append(describe_average(tables))
-    text = "\n\n".join(texts)
-    write_text(options.out / "comparison.md", text + "\n")
-    written = options.out / "comparison.md"
+    text = write_tables(tables, options.out)
+    written = options.out / COMPARISON
     print(printable(f"{text}\n\nwritten: {written}, and beside it CSV and, with matplotlib, curves"))
 
 

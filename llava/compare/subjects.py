@@ -88,12 +88,15 @@ def _load(name: str, data: Path, limit: int | None) -> Subject:
         split = choose_split(benchmark, None, data)
         folder = require_data(benchmark, data, split)
     questions = benchmark.load(folder, split)
-    if not any(question.target is not None for question in questions):
+    limit = cut_of(questions, limit)
+    if not any(question.target is not None for question in questions[:limit]):
         raise UserError(
             f"the answers of {name}{split and f' ({split})'} are not public, so that nothing can be compared"
+            if limit is None
+            else f"none of the first {limit} questions of {name} has a public answer; accepted: more of them"
         )
     is_mini = name not in (SHAPES, HARD_SHAPES) and is_miniature(data)
-    return Subject(benchmark, questions, cut_of(questions, limit), is_mini)
+    return Subject(benchmark, questions, limit, is_mini)
 
 
 def _from_playground(name: str) -> Benchmark:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +16,20 @@ from llava.compare.asking import NO_IMAGE, Outcome
 from llava.eval.benchmark import Benchmark
 from llava.eval.evaluate import histogram
 from llava.eval.figures import draw_png
-from llava.eval.files import write_text
+from llava.eval.files import move_aside, write_text
 from llava.eval.intervals import Estimate, estimate, paired_difference
 from llava.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
+COMPARISON = "comparison.md"
 BASELINE, REFERENCE = "none", "TRIM"
 NOTHING = "-"
 MARKERS = "osD^v*P"
-KEPT = "kept of what is asked about"
+KEPT = "kept of what is asked about, %"
 # Left out where no setting has one.
 OPTIONAL = (KEPT, f"less {REFERENCE}")
 # Reading and encoding an image is done once for all settings that find it in the cache.
@@ -140,19 +144,41 @@ def starred(difference: Estimate) -> str:
     return f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f}){star}"
 
 
-def write_table(table: Table, folder: Path) -> str:
-    """Write CSV and, where matplotlib is installed, the curve beside a folder of answers.
+def write_tables(tables: Sequence[Table], folder: Path) -> str:
+    """Write all tables in Markdown, and each as CSV and, where matplotlib is installed, as a curve.
+
+    Those of another comparison in the same folder are kept under other names.
+
+    Args:
+        tables: Of benchmarks, with the same settings in the same order.
+        folder: Where they are written.
 
     Returns:
-        The table in Markdown.
+        The Markdown.
 
     Raises:
         UserError: If they cannot be written.
     """
-    lines = table.rows()
-    write_text(folder.with_name(f"{folder.name}.csv"), as_csv(lines))
-    table.draw(folder.with_name(f"{folder.name}.png"))
-    return table.as_markdown(lines)
+    rows = [table.rows() for table in tables]
+    texts = [table.as_markdown(lines) for table, lines in zip(tables, rows, strict=True)]
+    if len(tables) > 1:
+        texts.append(describe_average(tables))
+    text = "\n\n".join(texts)
+    path = folder / COMPARISON
+    if path.is_file() and outline(path.read_text(encoding="utf-8", errors="replace")) != outline(text):
+        kept = move_aside(path, *sorted(folder.glob("*.csv")), *sorted(folder.glob("*.png")))
+        logger.warning("kept what an earlier comparison has found: %s", ", ".join(map(str, kept)))
+    for table, lines in zip(tables, rows, strict=True):
+        write_text(folder / f"{table.benchmark.name}.csv", as_csv(lines))
+        table.draw(folder / f"{table.benchmark.name}.png")
+    write_text(path, text + "\n")
+    return text
+
+
+def outline(text: str) -> str:
+    """Return what a comparison is of: its lines, without the figures of those that are rows of a table."""
+    lines = text.splitlines()
+    return "\n".join(line.split("|")[1].strip() if line.startswith("|") else line for line in lines)
 
 
 def describe_average(tables: Sequence[Table]) -> str:
@@ -203,5 +229,5 @@ def _bars(counts: Sequence[int]) -> str:
     if len(bins) == 1:
         return str(counts[0])
     most = max(one["questions"] for one in bins)
-    bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * one["questions"] // most)] for one in bins)
+    bars = "".join("·▁▂▃▄▅▆▇█"[-(-8 * one["questions"] // most)] for one in bins)
     return f"{min(counts)} {bars} {max(counts)}"

@@ -126,7 +126,8 @@ class Journal:
                 if entry is None or questions[entry.index : entry.index + 1] != [entry.question]:
                     continue
                 # A question that failed is asked again by the next run, maybe by another process.
-                if entry.error is None or entry.index not in entries:
+                known = entries.get(entry.index)
+                if entry.error is None or known is None or known.error is not None:
                     entries[entry.index] = entry
         return entries
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from llava.assistant import Assistant
-from llava.compare import tables
+from llava.compare import subjects, tables
 from llava.compare.asking import NO_IMAGE, Outcome, ask_with
 from llava.compare.subjects import Subject, accepted_subjects, load_subjects
 from llava.compare.tables import NOTHING, Table
@@ -21,6 +21,7 @@ from llava.eval.processes import Processes
 from llava.eval.provenance import question_digests, settings_of
 from llava.eval.runner import Plan
 from llava.main import main
+from llava.model.multimodal_encoder.text_encoder import TextEncoder
 from playground.shapes import benchmark as shapes_benchmark
 from playground.shapes.benchmark import BENCHMARK
 from playground.shapes.make_benchmarks import main as make_benchmarks
@@ -69,8 +70,9 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, asked, capsys):
     assert float(rows["TRIM:-1"][tables.KEPT]) > 95 > float(rows["Random:16"][tables.KEPT])
     written = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert written.startswith(
-        "### Shapes\n\nThe first 12 of 4000 questions, asked of the bundled shapes model.\n\n| setting"
+        "### Shapes\n\nThe first 12 of 4000 questions, asked of the bundled shapes model (CPU, "
     )
+    assert written.splitlines()[2].endswith(" cores, float32).")
     assert written.count("\n| ") == 1 + 1 + len(settings)
     assert written in capsys.readouterr().out
 
@@ -83,6 +85,31 @@ def test_settings_are_asked_once_and_taken_up_again(tmp_path, asked, capsys):
     assert read_rows(tmp_path / "shapes.csv")["Random:36"]["accuracy"] == rows["Random:36"]["accuracy"]
 
 
+def test_what_another_comparison_has_found_is_kept(tmp_path, asked, caplog):
+    compare(tmp_path, "--methods", "TRIM", "--budgets", "16")
+    table, curve = tmp_path / "shapes.csv", tmp_path / "shapes.png"
+    first = table.read_bytes()
+    compare(tmp_path, "--methods", "TRIM", "--budgets", "16")
+    assert not (tmp_path / "shapes.csv.1").exists()
+    compare(tmp_path, "--methods", "Random", "--budgets", "16")
+    assert (tmp_path / "shapes.csv.1").read_bytes() == first
+    assert (tmp_path / "comparison.md.1").exists()
+    assert (tmp_path / "shapes.png.1").exists() == curve.exists()
+    assert list(read_rows(table)) == ["none", "Random:16"]
+    assert "kept what an earlier comparison has found" in caplog.text
+    assert asked == ["none"] * 12 + ["TRIM:16"] * 12 + ["Random:16"] * 12
+
+
+def test_every_setting_that_reads_the_question_takes_the_time_of_reading_it(tmp_path, monkeypatch):
+    read, encode = [], TextEncoder._encode
+    monkeypatch.setattr(
+        TextEncoder, "_encode", lambda encoder, text: read.append(text) or encode(encoder, text)
+    )
+    compare(tmp_path, "--methods", "TRIM", "--budgets", "16,36")
+    assert read[: len(read) // 2] == read[len(read) // 2 :]
+    assert len(set(read)) > 1
+
+
 def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["compare", "--questions", "1", "--device", "cpu", "--methods", "TRIM", "--budgets", "16"])
@@ -93,7 +120,7 @@ def test_benchmarks_are_asked_as_llava_eval_does_and_averaged(tmp_path, miniatur
     where = ["--data", str(miniatures), "--questions", "4"]
     compare(tmp_path, *where, "--on", "pope", "gqa", "--methods", "TRIM", "PruMerge+", "--budgets", "100")
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert text.count("questions of a miniature, asked of the bundled shapes model.") == 2
+    assert text.count("questions of a miniature, asked of the bundled shapes model (CPU, ") == 2
     assert [line for line in text.splitlines() if line[:1] == "#"] == [
         "### POPE (Avg. F1)",
         "### GQA (Acc)",
@@ -129,6 +156,17 @@ def test_only_what_is_scored_here_can_be_compared_on(miniatures, tmp_path):
         800,
         None,
     ]
+
+
+def test_first_questions_without_public_answers_are_refused(monkeypatch, tmp_path):
+    def load(folder, split):
+        questions = list(BENCHMARK.load(folder, split))[:5]
+        return [replace(question, target=None) for question in questions[:3]] + questions[3:]
+
+    monkeypatch.setattr(subjects, "_from_playground", lambda name: replace(BENCHMARK, load=load))
+    with pytest.raises(UserError, match="none of the first 3 questions of shapes has a public answer"):
+        load_subjects(["shapes"], tmp_path, 3)
+    assert load_subjects(["shapes"], tmp_path, 4)[0].limit == 4
 
 
 @pytest.mark.parametrize(
@@ -202,8 +240,9 @@ def test_what_cannot_be_met_or_failed_is_said_in_the_row():
 def test_different_counts_are_drawn_from_fewest_to_most():
     varied = Outcome("TRIM:-1", [Mark(str(n), 1.0) for n in range(4)], [3, 9, 9, 60], STAGES)
     row = rows_of(varied)["TRIM:-1"]
-    assert row["histogram"].startswith("3 ")
-    assert row["histogram"].endswith(" 60")
+    assert row["histogram"] == "3 ▄█············▄ 60"
+    # What is empty is drawn too, so that Markdown does not leave it out.
+    assert row["histogram"] in Table(BENCHMARK, [varied]).as_markdown([row])
 
 
 def test_a_benchmark_without_images_has_no_tokens_to_show():

@@ -41,6 +41,14 @@ def test_entries_are_read_as_they_were_written(answers_file):
     assert journal.read(QUESTIONS) == {0: entries[0], 3: entries[1]}
 
 
+def test_a_question_that_failed_twice_has_its_last_error_and_an_answer_stays(answers_file):
+    journal = opened(answers_file)
+    write(journal, Entry(0, "q0", "", error="no file"), Entry(1, "q1", "a"))
+    write(journal, Entry(0, "q0", "", error="a damaged file"), Entry(1, "q1", "", error="no memory"), rank=1)
+    assert journal.read(QUESTIONS)[0].error == "a damaged file"
+    assert journal.read(QUESTIONS)[1].error is None
+
+
 def test_a_line_that_was_cut_short_is_as_if_it_had_not_been_written(answers_file):
     journal = opened(answers_file)
     write(journal, Entry(0, "q0", "a"), Entry(1, "q1", "b"))
