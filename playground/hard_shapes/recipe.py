@@ -18,7 +18,7 @@ from llava.assistant import Assistant
 from llava.errors import UserError
 from llava.eval.benchmark import Question, Response
 from llava.markdown import markdown_table
-from llava.messages import Failure, Request
+from llava.messages import Request, answer_of
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
@@ -71,9 +71,7 @@ def score(checkpoint: Path, reduction: str, questions: Sequence[Question]) -> fl
     ]
     points = []
     for question, result in zip(questions, assistant.answer_all(requests), strict=True):
-        if isinstance(result, Failure):
-            raise result.error
-        points.append(BENCHMARK.mark(Response(question, result.text)).points)
+        points.append(BENCHMARK.mark(Response(question, answer_of(result).text)).points)
     return 100 * fmean(points)
 
 

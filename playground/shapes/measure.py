@@ -20,7 +20,7 @@ from tqdm import tqdm
 from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.messages import Failure, Request
+from llava.messages import Request, answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.questions import KINDS, Question, ask
@@ -68,10 +68,9 @@ def measure(assistant: Assistant, reduction: str, count: int) -> Result:
     right: dict[str, list[bool]] = defaultdict(list)
     tokens: list[int] = []
     began = time.monotonic()
-    answers = tqdm(assistant.answer_all(requests), desc=reduction, total=count, mininterval=5)
-    for (_, question), answer in zip(asked, answers, strict=True):
-        if isinstance(answer, Failure):
-            raise answer.error
+    results = tqdm(assistant.answer_all(requests), desc=reduction, total=count, mininterval=5)
+    for (_, question), result in zip(asked, results, strict=True):
+        answer = answer_of(result)
         correct = is_right(answer.text, question.answer)
         right[question.kind].append(correct)
         right["all"].append(correct)

@@ -22,7 +22,7 @@ from llava.errors import UserError
 from llava.eval.benchmark import Question
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions, request_for
-from llava.messages import Failure
+from llava.messages import answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, write_numbers
@@ -79,9 +79,7 @@ def measure(
             answers = []
             for question in questions:
                 (result,) = assistant.answer_all([request_for(question, plan(turn))])
-                if isinstance(result, Failure):
-                    raise result.error
-                answers.append(result.text)
+                answers.append(answer_of(result).text)
             return answers
 
         def runner(turn: int) -> list[str]:

@@ -13,7 +13,7 @@ from statistics import median
 
 from llava.assistant import Assistant
 from llava.engine.base import Generation
-from llava.messages import Failure, Request
+from llava.messages import Request, answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, held_out_questions, write_numbers
@@ -68,11 +68,9 @@ def time_answer(assistant: Assistant, request: Request) -> Latency:
     """
     assistant.encoder.tower.clear_text_cache()
     began = time.perf_counter()
-    (answer,) = assistant.answer_all([request])
+    (result,) = assistant.answer_all([request])
     milliseconds = 1000 * (time.perf_counter() - began)
-    if isinstance(answer, Failure):
-        raise answer.error
-    cost = answer.cost
+    cost = answer_of(result).cost
     first_token = cost.vision_ms + cost.reduction_ms + cost.prefill_ms
     return Latency(cost.vision_ms, cost.reduction_ms, cost.prefill_ms, first_token, milliseconds)
 
