@@ -17,6 +17,7 @@ from statistics import fmean
 from llava.assistant import Assistant
 from llava.errors import UserError
 from llava.eval.benchmark import Question, Response
+from llava.eval.files import write_json
 from llava.markdown import markdown_table
 from llava.messages import Request, answer_of
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
@@ -26,7 +27,6 @@ from playground.hard_shapes.benchmark import BENCHMARK
 from playground.hard_shapes.make_data import stage2_sample
 from playground.hard_shapes.presets import HARD_PRESETS
 from playground.hard_shapes.questions import KINDS
-from playground.shapes.make_data import write_json
 from playground.shapes.plan import stage_folders
 from playground.shapes.stages import run_stage2
 
@@ -53,7 +53,7 @@ def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Pat
     data, output = work / f"{name}.json", work / name
     pictures = len(list((work / "pictures").glob("*.jpg")))
     if not data.exists():
-        write_json((stage2_sample(n, pictures, batch, [kind]) for n in range(samples)), data)
+        write_json(data, [stage2_sample(n, pictures, batch, [kind]) for n in range(samples)], indent=0)
     began = time.monotonic()
     if not output.exists():
         run_stage2(work, reduction, projector, batch, output, data)

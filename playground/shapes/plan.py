@@ -11,7 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from llava.errors import UserError
-from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
+from llava.eval.files import write_json
+from playground.shapes.make_data import stage1_sample, stage2_sample
 from playground.shapes.pictures import SHAPES_WORLD, World, draw_pictures
 from playground.shapes.presets import Preset
 from playground.shapes.stages import run_stage1, run_stage2
@@ -87,10 +88,11 @@ def plan(kit: Kit, preset: Preset, work: Path, output: Path, reductions: Sequenc
     count, batch = preset.pictures, preset.stage2_batch
 
     def write_captions() -> None:
-        write_json((kit.stage1_sample(n, count) for n in range(preset.stage1_samples)), captions)
+        write_json(captions, [kit.stage1_sample(n, count) for n in range(preset.stage1_samples)], indent=0)
 
     def write_questions() -> None:
-        write_json((kit.stage2_sample(n, count, batch) for n in range(preset.stage2_samples)), questions)
+        samples = [kit.stage2_sample(n, count, batch) for n in range(preset.stage2_samples)]
+        write_json(questions, samples, indent=0)
 
     return [
         Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, count, kit.world)),

@@ -7,7 +7,7 @@ import pytest
 
 from llava.errors import UserError
 from playground.hard_shapes.presets import HARD_PRESETS
-from playground.shapes.plan import SHAPES_KIT, refuse_other_clip
+from playground.shapes.plan import SHAPES_KIT, plan, refuse_other_clip
 from playground.shapes.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,15 @@ def test_another_clip_is_not_taken_from_the_models_that_use_it(tmp_path):
         refuse_other_clip(SHAPES_KIT, work, output)
     (work / "clip-shapes" / "model.safetensors").write_bytes(b"one")
     refuse_other_clip(SHAPES_KIT, work, output)
+
+
+@pytest.mark.parametrize("name", ["captions", "questions"])
+def test_a_training_set_is_made_again_beside_a_training_that_was_interrupted(name, tmp_path):
+    steps = {step.name: step for step in plan(SHAPES_KIT, PRESETS["smoke"], tmp_path, tmp_path, ["TRIM:-1"])}
+    (tmp_path / "stage1.unfinished").mkdir()
+    (tmp_path / "stage2.unfinished").mkdir()
+    steps[name].run()
+    assert json.loads(steps[name].result.read_text())[0]["id"] == "shapes-0"
 
 
 def test_folders_are_those_of_where_it_was_called(tmp_path):
