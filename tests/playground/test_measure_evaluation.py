@@ -21,7 +21,8 @@ def assistant():
 def test_the_loop_encodes_an_image_for_every_question_and_the_runner_once_a_turn(
     assistant, tmp_path: Path, monkeypatch
 ):
-    encode, encoded = assistant.encoder.encode, Counter()
+    encode = assistant.encoder.encode
+    encoded: Counter[str] = Counter()
 
     def counting(images, *rest):
         encoded["images"] += len(images)
