@@ -4,14 +4,14 @@ import filecmp
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from llava.errors import UserError
-from llava.eval.files import write_json
+from llava.eval.files import read_json, require_keys, write_json
 from playground.shapes.make_data import stage1_sample, stage2_sample
 from playground.shapes.pictures import SHAPES_WORLD, World, draw_pictures
 from playground.shapes.presets import Preset
@@ -20,6 +20,7 @@ from playground.shapes.text_pretraining import pretrain_text
 from playground.shapes.train_clip import train_clip
 
 REDUCTION = "TRIM:-1"
+STAMP = "build.json"
 # What a checkpoint folder needs for use; the rest (optimizer, logs) stays in the build's folder.
 SHIPPED = (
     "config.json",
@@ -125,6 +126,29 @@ def stage_folders(work: Path, reduction: str) -> tuple[Path, Path]:
     """Return what the two stages leave behind in a build's folder."""
     suffix = suffix_of(reduction)
     return work / f"stage1{suffix}", work / f"stage2{suffix}"
+
+
+def claim_folder(work: Path, name: str, preset: Preset) -> None:
+    """Write into a build's folder what is built there, and refuse a folder where that is something else.
+
+    A folder without the file, which earlier versions did not write, is taken for one of this build.
+
+    Args:
+        work: The folder.
+        name: Of the preset.
+        preset: Its sizes.
+
+    Raises:
+        UserError: If something else is built there.
+    """
+    stamp = {"preset": name, **json.loads(json.dumps(asdict(preset)))}  # a tuple is a list in JSON
+    file = work / STAMP
+    if not file.exists():
+        write_json(file, stamp, indent=1)
+    there = require_keys(read_json(file), ["preset"], str(file))
+    for key, value in stamp.items():
+        if (other := there.get(key, value)) != value:
+            raise UserError(f"{work} is of a build with {key} {other}, not {value}; choose another --work")
 
 
 def refuse_other_clip(kit: Kit, work: Path, output: Path) -> None:
