@@ -34,7 +34,7 @@ from llava.engine.transformers_engine import TransformersEngine
 from llava.engine.vllm_engine import VllmOptions, load_with_vllm
 from llava.errors import MissingFileError, PromptTooLongError, UserError
 from llava.image_features import CACHE_MIB, FeatureCache, content_key
-from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, read_image
+from llava.messages import Answer, Cost, Failure, ImageSource, Message, Request, answer_of, read_image
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.cuda_graphs import CudaGraphs
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -284,9 +284,7 @@ class Assistant:
         images = () if image is None else (image,)
         request = Request.ask(question, *images, generation=generation or Generation())
         (result,) = self.answer_all([request])
-        if isinstance(result, Failure):
-            raise result.error
-        return result
+        return answer_of(result)
 
     def answer_all(
         self, requests: Iterable[Request], batch_size: int = BATCH_SIZE
@@ -354,9 +352,7 @@ class Assistant:
         finally:
             if job.result is None:
                 self.router.cancel(job.engine_id)
-        if isinstance(job.result, Failure):
-            raise job.result.error
-        return job.result
+        return answer_of(job.result)
 
     def chat(self, *images: ImageSource | None) -> Chat:
         """Begin a conversation about images, or about none."""

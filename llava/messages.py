@@ -192,3 +192,14 @@ class Failure:
 
     error: UserError
     id: Hashable = None
+
+
+def answer_of(result: Answer | Failure) -> Answer:
+    """Return what was answered.
+
+    Raises:
+        UserError: If there is no answer.
+    """
+    if isinstance(result, Failure):
+        raise result.error
+    return result

@@ -34,12 +34,17 @@ from llava.eval.intervals import paired_difference
 from llava.markdown import markdown_table
 from llava.messages import read_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.reducers.registry import parse_reduction, signals_of
+from llava.model.multimodal_encoder.reducers.base import Selection
+from llava.model.multimodal_encoder.reducers.cover import Cover
+from llava.model.multimodal_encoder.reducers.registry import REDUCERS, parse_reduction, signals_of
+from llava.model.multimodal_encoder.token_reduction import NoReduction, Random, Trim
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 
 WAYS = {"as published": (False, False), "places": (True, False), "size": (False, True), "both": (True, True)}
 """What is done: whether positions are the patches', and whether the merged token's size counts."""
+IN_RASTER_ORDER = (NoReduction, Trim, Random, Cover, Selection)
+"""Reductions whose tokens are patches in raster order, and maybe the mean of the rest behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +136,21 @@ def answer(assistant: Assistant, prompt: Prompt, in_place: bool, with_size: bool
 def marks_by_way(
     assistant: Assistant, benchmark: Benchmark, questions: Sequence[Question], reduction: str
 ) -> dict[str, list[Mark]]:
-    """Ask all questions in each way."""
+    """Ask all questions in each way.
+
+    Raises:
+        UserError: If it is not known of the reduction's tokens where they belong.
+    """
+    if not isinstance(parse_reduction(reduction), IN_RASTER_ORDER):
+        accepted = ", ".join(name for name, method in REDUCERS.items() if issubclass(method, IN_RASTER_ORDER))
+        raise UserError(
+            f"{reduction} has other tokens than patches in raster order and one mean of the rest; accepted: "
+            f"none, {accepted}"
+        )
     assert benchmark.mark is not None
     marks: dict[str, list[Mark]] = {way: [] for way in WAYS}
     for question in tqdm(questions, desc=reduction, mininterval=5):
         prompt = prompt_of(assistant, question, reduction, benchmark.template)
-        if prompt.tokens - len(prompt.kept) not in (0, 1):
-            raise UserError(f"{reduction} has other tokens than patches and one mean of the rest")
         for way, settings in WAYS.items():
             text = answer(assistant, prompt, *settings, benchmark.generation.max_new_tokens)
             marks[way].append(benchmark.mark(Response(question, text)))

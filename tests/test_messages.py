@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from llava.engine.base import Generation
 from llava.errors import MissingFileError, UserError
 from llava.image_io import load_image
-from llava.messages import Message, Request, read_image
+from llava.messages import Answer, Cost, Failure, Message, Request, answer_of, read_image
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.token_reduction import Trim
 from tests.conftest import GOLDEN
@@ -160,3 +160,10 @@ def test_how_an_answer_is_written_is_no_dictionary():
 def test_settings_of_another_type_are_refused(name, value, accepted):
     with pytest.raises(UserError, match=f"^{name} is .*; accepted: {accepted}$"):
         Generation(**{name: value})
+
+
+def test_what_was_answered_is_returned_and_a_failure_raises_its_error():
+    answer = Answer("red", Cost(0, 0, 1, 0.0, 0.0, 0.0, 0.0), (), "stop")
+    assert answer_of(answer) is answer
+    with pytest.raises(UserError, match="no such image"):
+        answer_of(Failure(UserError("no such image")))

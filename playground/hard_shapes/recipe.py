@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
 from llava.assistant import Assistant
 from llava.errors import UserError
 from llava.eval.benchmark import Question, Response
+from llava.eval.files import NUMBER, read_json, require_keys, write_json
 from llava.markdown import markdown_table
-from llava.messages import Failure, Request
+from llava.messages import Request, answer_of
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
@@ -26,14 +28,13 @@ from playground.hard_shapes.benchmark import BENCHMARK
 from playground.hard_shapes.make_data import stage2_sample
 from playground.hard_shapes.presets import HARD_PRESETS
 from playground.hard_shapes.questions import KINDS
-from playground.shapes.make_data import write_json
 from playground.shapes.plan import stage_folders
 from playground.shapes.stages import run_stage2
 
 NEEDED = ("clip-shapes", "llama", "pictures")
 
 
-def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Path, float]:
+def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Path, float | None]:
     """Train stage 2 on one kind of questions.
 
     Args:
@@ -43,7 +44,7 @@ def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Pat
         samples: How many; at most as many pictures.
 
     Returns:
-        The checkpoint, and the minutes that this took: next to none if it was there.
+        The checkpoint, and the minutes that its training took, all pieces together; None if not known.
     """
     batch = HARD_PRESETS["full"].stage2_batch
     projector = stage_folders(work, reduction)[0] / "mm_projector.bin"
@@ -53,11 +54,40 @@ def train_kind(work: Path, kind: str, reduction: str, samples: int) -> tuple[Pat
     data, output = work / f"{name}.json", work / name
     pictures = len(list((work / "pictures").glob("*.jpg")))
     if not data.exists():
-        write_json((stage2_sample(n, pictures, batch, [kind]) for n in range(samples)), data)
-    began = time.monotonic()
+        write_json(data, [stage2_sample(n, pictures, batch, [kind]) for n in range(samples)], indent=0)
+    minutes = work / f"{name}.minutes.json"
     if not output.exists():
-        run_stage2(work, reduction, projector, batch, output, data)
-    return output, (time.monotonic() - began) / 60
+        with adding_minutes(minutes, is_begun=(work / f"{name}.unfinished").exists()):
+            run_stage2(work, reduction, projector, batch, output, data)
+    return output, _read_minutes(minutes)
+
+
+@contextmanager
+def adding_minutes(file: Path, is_begun: bool) -> Iterator[None]:
+    """Keep the minutes that the block takes, and those of earlier pieces of the same training.
+
+    The file is away meanwhile, so that a piece that is killed leaves the minutes unknown, not too low.
+
+    Args:
+        file: Where they are kept.
+        is_begun: Whether there are earlier pieces.
+    """
+    earlier = _read_minutes(file) if is_begun else 0.0
+    file.unlink(missing_ok=True)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if earlier is not None:
+            write_json(file, {"minutes": earlier + (time.monotonic() - began) / 60})
+
+
+def _read_minutes(file: Path) -> float | None:
+    """Return the minutes that a file has, None if it is not there."""
+    if not file.exists():
+        return None
+    minutes: float = require_keys(read_json(file), ["minutes"], str(file), minutes=NUMBER)["minutes"]
+    return minutes
 
 
 def score(checkpoint: Path, reduction: str, questions: Sequence[Question]) -> float:
@@ -71,9 +101,7 @@ def score(checkpoint: Path, reduction: str, questions: Sequence[Question]) -> fl
     ]
     points = []
     for question, result in zip(questions, assistant.answer_all(requests), strict=True):
-        if isinstance(result, Failure):
-            raise result.error
-        points.append(BENCHMARK.mark(Response(question, result.text)).points)
+        points.append(BENCHMARK.mark(Response(question, answer_of(result).text)).points)
     return 100 * fmean(points)
 
 
@@ -95,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint, minutes = train_kind(options.work, kind, options.reduction, options.samples)
         own = [question for question in asked if question.group == kind][: options.questions]
         right = score(checkpoint, options.reduction, own)
-        row = [kind, str(options.samples), f"{minutes:.1f}", f"{right:.1f}"]
+        told = "-" if minutes is None else f"{minutes:.1f}"
+        row = [kind, str(options.samples), told, f"{right:.1f}"]
         print(json.dumps(row), flush=True)
         table.append(row)
     print(markdown_table(["kind", "samples", "minutes", "right, %"], table))

@@ -169,12 +169,14 @@ def pretrain_text(preset: Preset, folder: Path) -> None:
     begin_in_order(model, tokenizer)
     model.to(pick_device())
     batches = TextBatches(tokenizer, preset)
-    for number, peak in enumerate(PEAKS):
+    states = [unfinished.with_name(f"text-{number + 1}.state") for number in range(len(PEAKS))]
+    for number, (peak, state) in enumerate(zip(PEAKS, states, strict=True)):
         work = Ahead(partial(batches.prepare, number), partial(answer_loss, model))
-        state = unfinished.with_name(f"text-{number + 1}.state")
         fit(model, work, preset.text_steps, peak, state, muon=True)
     right = right_by_kind(model, tokenizer, min(800, 8 * preset.text_steps))
     print(f"text pretraining: {json.dumps(right)} of single questions right", flush=True)
     (unfinished / "text_pretraining.json").write_text(json.dumps({"validation_single_right": right}))
     model.save_pretrained(unfinished)
     unfinished.rename(folder)
+    for state in states:
+        state.unlink()

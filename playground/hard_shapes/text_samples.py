@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.tokenizer import ids_and_spans
+from llava.train.preprocess import supervised_tokens
 from playground.hard_shapes.glyphs import CHARACTERS
 from playground.hard_shapes.questions import KINDS, ask, ask_several, references
 from playground.hard_shapes.scene import GRID, PATCH, SHOWN_SHARE, SIZES, TRAIN, Scene, center_patches
@@ -113,16 +114,15 @@ def encode(
     """Turn a conversation into tokens, its image placeholder into one position per patch."""
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
-    learned = [segment.supervised for segment in segments for _ in segment.text]
+    ids, spans = ids_and_spans(prompt, tokenizer)
     words: list[tuple[int, ...]] = []
     labels: list[int] = []
-    for token, (first, last) in zip(*ids_and_spans(prompt, tokenizer), strict=True):
+    for token, is_learned in zip(ids, supervised_tokens(segments, spans), strict=True):
         if token == IMAGE_TOKEN_INDEX:
             words += [word_ids(patch, tokenizer) for patch in patches]
             labels += [IGNORE_INDEX] * len(patches)
         else:
             words.append((token,))
-            is_learned = first < last and all(learned[first:last])
             labels.append(token if is_learned else IGNORE_INDEX)
     return Sample(words, labels)
 

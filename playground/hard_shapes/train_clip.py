@@ -177,3 +177,4 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     work = Ahead(batches.prepare, learner.losses)
     fit(learner, work, sum(preset.clip_steps), 1.5e-3, state, muon=True)
     save_clip(model, unfinished, folder, SIZE)
+    state.unlink()

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from llava.model.multimodal_encoder.reducers.registry import parse_reduction
     from playground.hard_shapes.plan import HARD_KIT
-    from playground.shapes.plan import SHAPES_KIT, plan, refuse_other_clip
+    from playground.shapes.plan import SHAPES_KIT, claim_folder, plan, refuse_other_clip
 
     is_hard = arguments.preset in HARD_PRESETS
     asked_for = arguments.reductions or (["none", "TRIM:-1"] if is_hard else ["TRIM:-1"])
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     preset = HARD_PRESETS[arguments.preset] if is_hard else PRESETS[arguments.preset]
     kit = HARD_KIT if is_hard else SHAPES_KIT
     refuse_other_clip(kit, work, output)
+    claim_folder(work, arguments.preset, preset)
     build(plan(kit, preset, work, output, reductions))
     print(f"checkpoints in {output}", flush=True)
 

@@ -78,11 +78,16 @@ def fit(
             numbers from the number of the step, so that a resumed run sees what an uninterrupted one would.
         steps: How many steps.
         peak: Highest learning rate.
-        state_file: Where to keep the state; read if it is there.
+        state_file: Where to keep the state; read if it is there. To be removed once the result is written,
+            lest another training of the same name takes it for its own.
         muon: Whether to use it.
+
+    Raises:
+        UserError: If the state is of a training of other settings.
     """
     optimizers = _optimizers(model, peak, muon)
-    first = _restore(model, optimizers, state_file)
+    settings = {"steps": steps, "peak": peak}
+    first = _restore(model, optimizers, settings, state_file)
     saved = time.monotonic()
     work = step_loss if isinstance(step_loss, Ahead) else Ahead(int, step_loss)
     count = workers() if isinstance(step_loss, Ahead) else 0
@@ -102,7 +107,7 @@ def fit(
             shown = {name: f"{value.item():.3f}" for name, value in report.items()}
             progress.set_postfix(shown, refresh=False)
         if time.monotonic() - saved > SAVE_SECONDS or step == steps - 1:
-            _save(model, optimizers, step + 1, state_file)
+            _save(model, optimizers, settings | {"step": step + 1}, state_file)
             saved = time.monotonic()
     model.eval()
 
@@ -140,17 +145,33 @@ def _optimizers(model: nn.Module, peak: float, muon: bool) -> list[torch.optim.O
     return optimizers
 
 
-def _save(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, state_file: Path) -> None:
+def _save(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: dict[str, float],
+    state_file: Path,
+) -> None:
     unfinished = state_file.with_suffix(".unfinished")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"model": model.state_dict(), "optimizers": states, "step": step}, unfinished)
+    torch.save({"model": model.state_dict(), "optimizers": states, **progress}, unfinished)
     unfinished.rename(state_file)
 
 
-def _restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state_file: Path) -> int:
+def _restore(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: dict[str, float],
+    state_file: Path,
+) -> int:
     if not state_file.exists():
         return 0
     state = torch.load(state_file, map_location=next(model.parameters()).device, weights_only=True)
+    for name, value in settings.items():
+        # Earlier versions wrote no settings.
+        if (there := state.get(name, value)) != value:
+            raise UserError(
+                f"{state_file} is of a training with {name} {there}, not {value}; remove it to begin anew"
+            )
     if len(state.get("optimizers", ())) != len(optimizers):
         raise UserError(f"{state_file} is of another version of this training; remove it to begin anew")
     model.load_state_dict(state["model"])

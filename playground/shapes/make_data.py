@@ -3,13 +3,13 @@
 ``python -m playground.shapes.make_data --output FOLDER`` makes small ones to try training with.
 """
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.errors import UserError
+from llava.eval.files import write_json
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.pictures import draw_pictures, picture_name
@@ -44,13 +44,6 @@ def stage2_sample(number: int, pictures: int, batch: int) -> dict[str, Any]:
     return conversation_sample(number, seed, questions)
 
 
-def write_json(samples: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write a training set; the file exists afterwards only if it is complete."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(list(samples), indent=0))
-    unfinished.rename(path)
-
-
 def conversation_sample(number: int, seed: int, questions: Sequence[Question]) -> dict[str, Any]:
     """Return questions about the picture of a seed, in LLaVA's format."""
     turns = []
@@ -73,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, count = options.output, options.pictures
     try:
         draw_pictures(folder / "pictures", count)
-        write_json((stage1_sample(number, count) for number in range(count)), folder / "captions.json")
-        write_json((stage2_sample(number, count, 1) for number in range(count)), folder / "questions.json")
+        write_json(folder / "captions.json", [stage1_sample(n, count) for n in range(count)], indent=0)
+        write_json(folder / "questions.json", [stage2_sample(n, count, 1) for n in range(count)], indent=0)
     except OSError as error:
         raise UserError(f"nothing can be written to {folder}: {error.strerror}") from error
     print(f"{count} pictures, captions and conversations in {folder}")

@@ -20,11 +20,14 @@ from tqdm import tqdm
 from llava.assistant import Assistant
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.messages import Failure, Request
+from llava.markdown import markdown_table
+from llava.messages import Request, answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.questions import KINDS, Question, ask
 from playground.shapes.world import HELD_OUT, Scene, stream
+
+COLUMNS = (*KINDS, "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,10 @@ class Result:
     visual_tokens: float
     seconds: float
 
-    def row(self) -> str:
-        """A row of the table."""
-        shares = " | ".join(f"{self.right[kind]:.1%}" for kind in [*KINDS, "all"] if kind in self.right)
-        return f"| `{self.reduction}` | {shares} | {self.visual_tokens:.1f} |"
+    def row(self) -> list[str]:
+        """A row of the table; few questions may not be of all kinds."""
+        shares = [f"{self.right[kind]:.1%}" if kind in self.right else "-" for kind in COLUMNS]
+        return [f"`{self.reduction}`", *shares, f"{self.visual_tokens:.1f}"]
 
 
 def held_out_questions(count: int) -> Iterator[tuple[Scene, Question]]:
@@ -68,10 +71,9 @@ def measure(assistant: Assistant, reduction: str, count: int) -> Result:
     right: dict[str, list[bool]] = defaultdict(list)
     tokens: list[int] = []
     began = time.monotonic()
-    answers = tqdm(assistant.answer_all(requests), desc=reduction, total=count, mininterval=5)
-    for (_, question), answer in zip(asked, answers, strict=True):
-        if isinstance(answer, Failure):
-            raise answer.error
+    results = tqdm(assistant.answer_all(requests), desc=reduction, total=count, mininterval=5)
+    for (_, question), result in zip(asked, results, strict=True):
+        answer = answer_of(result)
         correct = is_right(answer.text, question.answer)
         right[question.kind].append(correct)
         right["all"].append(correct)
@@ -92,8 +94,7 @@ def is_right(said: str, answer: str) -> bool:
 
 def report(results: Sequence[Result]) -> str:
     """The results as a Markdown table."""
-    header = f"| reduction | {' | '.join([*KINDS, 'all'])} | visual tokens |"
-    return "\n".join([header, "|" + "---|" * (len(KINDS) + 3), *(result.row() for result in results)])
+    return markdown_table(["reduction", *COLUMNS, "visual tokens"], [result.row() for result in results])
 
 
 def write_numbers(numbers: dict[str, Any], path: Path | None) -> None:

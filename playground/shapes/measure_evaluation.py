@@ -1,8 +1,9 @@
 """Questions per second of the evaluation's runner, against a loop that asks one question at a time.
 
 There are several questions about each image, which the runner encodes once and answers in batches, and the
-loop encodes for every question anew. The answers must be the same. Both take turns, so that whatever else
-slows the machine down hits both alike.
+loop encodes for every question anew: the assistant forgets what it keeps before each question of the loop
+and before each turn of the runner. The answers must be the same. Both take turns, so that whatever else slows
+the machine down hits both alike.
 """
 
 import sys
@@ -22,7 +23,7 @@ from llava.errors import UserError
 from llava.eval.benchmark import Question
 from llava.eval.processes import Processes
 from llava.eval.runner import Plan, ask_questions, request_for
-from llava.messages import Failure
+from llava.messages import answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, write_numbers
@@ -78,13 +79,13 @@ def measure(
         def loop(turn: int) -> list[str]:
             answers = []
             for question in questions:
+                assistant.clear_caches()
                 (result,) = assistant.answer_all([request_for(question, plan(turn))])
-                if isinstance(result, Failure):
-                    raise result.error
-                answers.append(result.text)
+                answers.append(answer_of(result).text)
             return answers
 
         def runner(turn: int) -> list[str]:
+            assistant.clear_caches()
             asked = ask_questions(questions, assistant, plan(turn), Processes())
             return [response.text for response in asked.responses]
 

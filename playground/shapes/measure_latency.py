@@ -13,7 +13,8 @@ from statistics import median
 
 from llava.assistant import Assistant
 from llava.engine.base import Generation
-from llava.messages import Failure, Request
+from llava.markdown import markdown_table
+from llava.messages import Request, answer_of
 from llava.options import CommandParser, positive
 from llava.utils import exit_on_user_error
 from playground.shapes.measure import describe_machine, held_out_questions, write_numbers
@@ -68,11 +69,9 @@ def time_answer(assistant: Assistant, request: Request) -> Latency:
     """
     assistant.encoder.tower.clear_text_cache()
     began = time.perf_counter()
-    (answer,) = assistant.answer_all([request])
+    (result,) = assistant.answer_all([request])
     milliseconds = 1000 * (time.perf_counter() - began)
-    if isinstance(answer, Failure):
-        raise answer.error
-    cost = answer.cost
+    cost = answer_of(result).cost
     first_token = cost.vision_ms + cost.reduction_ms + cost.prefill_ms
     return Latency(cost.vision_ms, cost.reduction_ms, cost.prefill_ms, first_token, milliseconds)
 
@@ -85,14 +84,13 @@ def median_latency(laps: Sequence[Latency]) -> Latency:
 def report(results: dict[str, Latency]) -> str:
     """The results as a Markdown table, with ratios to the last row in brackets."""
     *_, last = results.values()
-    lines = ["| reduction | vision | reduction | prefill | first token | answer |", "|" + "---|" * 6]
+    rows = []
     for name, lap in results.items():
-        parts = " | ".join(f"{part:.1f} ms" for part in (lap.vision, lap.reduction, lap.prefill))
+        parts = [f"{part:.1f} ms" for part in (lap.vision, lap.reduction, lap.prefill)]
         first = f"{lap.first_token:.1f} ms ({lap.first_token / last.first_token:.2f})"
-        lines.append(
-            f"| `{name}` | {parts} | {first} | {lap.answer:.1f} ms ({lap.answer / last.answer:.2f}) |"
-        )
-    return "\n".join(lines)
+        answer = f"{lap.answer:.1f} ms ({lap.answer / last.answer:.2f})"
+        rows.append([f"`{name}`", *parts, first, answer])
+    return markdown_table(["reduction", "vision", "reduction", "prefill", "first token", "answer"], rows)
 
 
 @exit_on_user_error

@@ -4,14 +4,15 @@ import filecmp
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from llava.errors import UserError
-from playground.shapes.make_data import stage1_sample, stage2_sample, write_json
+from llava.eval.files import read_json, require_keys, write_json
+from playground.shapes.make_data import stage1_sample, stage2_sample
 from playground.shapes.pictures import SHAPES_WORLD, World, draw_pictures
 from playground.shapes.presets import Preset
 from playground.shapes.stages import run_stage1, run_stage2
@@ -19,6 +20,7 @@ from playground.shapes.text_pretraining import pretrain_text
 from playground.shapes.train_clip import train_clip
 
 REDUCTION = "TRIM:-1"
+STAMP = "build.json"
 # What a checkpoint folder needs for use; the rest (optimizer, logs) stays in the build's folder.
 SHIPPED = (
     "config.json",
@@ -87,10 +89,11 @@ def plan(kit: Kit, preset: Preset, work: Path, output: Path, reductions: Sequenc
     count, batch = preset.pictures, preset.stage2_batch
 
     def write_captions() -> None:
-        write_json((kit.stage1_sample(n, count) for n in range(preset.stage1_samples)), captions)
+        write_json(captions, [kit.stage1_sample(n, count) for n in range(preset.stage1_samples)], indent=0)
 
     def write_questions() -> None:
-        write_json((kit.stage2_sample(n, count, batch) for n in range(preset.stage2_samples)), questions)
+        samples = [kit.stage2_sample(n, count, batch) for n in range(preset.stage2_samples)]
+        write_json(questions, samples, indent=0)
 
     return [
         Step("pictures", pictures / "coverage.npy", lambda: draw_pictures(pictures, count, kit.world)),
@@ -123,6 +126,29 @@ def stage_folders(work: Path, reduction: str) -> tuple[Path, Path]:
     """Return what the two stages leave behind in a build's folder."""
     suffix = suffix_of(reduction)
     return work / f"stage1{suffix}", work / f"stage2{suffix}"
+
+
+def claim_folder(work: Path, name: str, preset: Preset) -> None:
+    """Write into a build's folder what is built there, and refuse a folder where that is something else.
+
+    A folder without the file, which earlier versions did not write, is taken for one of this build.
+
+    Args:
+        work: The folder.
+        name: Of the preset.
+        preset: Its sizes.
+
+    Raises:
+        UserError: If something else is built there.
+    """
+    stamp = {"preset": name, **json.loads(json.dumps(asdict(preset)))}  # a tuple is a list in JSON
+    file = work / STAMP
+    if not file.exists():
+        write_json(file, stamp, indent=1)
+    there = require_keys(read_json(file), ["preset"], str(file))
+    for key, value in stamp.items():
+        if (other := there.get(key, value)) != value:
+            raise UserError(f"{work} is of a build with {key} {other}, not {value}; choose another --work")
 
 
 def refuse_other_clip(kit: Kit, work: Path, output: Path) -> None:

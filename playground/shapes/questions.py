@@ -54,8 +54,9 @@ class Question:
     Attributes:
         text: As a user asks it.
         answer: The right answer.
-        kind: One of `KINDS`, or ``description``.
-        named: Indices of the scene's things that share a color or a shape with the question's words.
+        kind: One of `KINDS`, or ``description``; of a crowded scene one of that dataset's eight kinds.
+        named: Indices of the scene's things that the question's words name: here all of a color or a shape
+            among them, in a crowded scene those that the words refer to, maybe by a character.
     """
 
     text: str

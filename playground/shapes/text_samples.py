@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, conv_templates
 from llava.tokenizer import ids_and_spans
+from llava.train.preprocess import supervised_tokens
 from playground.shapes.questions import (
     KINDS,
     SHORT_ANSWER,
@@ -100,9 +101,9 @@ def _encode(
 ) -> TextSample:
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
-    learned = [segment.supervised for segment in segments for _ in segment.text]
+    ids, spans = ids_and_spans(prompt, tokenizer)
     words, labels, overprint = [], [], []
-    for token, (first, last) in zip(*ids_and_spans(prompt, tokenizer), strict=True):
+    for token, is_learned in zip(ids, supervised_tokens(segments, spans), strict=True):
         if token == IMAGE_TOKEN_INDEX:
             pairs = [word_ids(patch, tokenizer) for patch in patches]
             words += [first for first, _ in pairs]
@@ -111,7 +112,6 @@ def _encode(
         else:
             words.append(token)
             overprint.append(NO_WORD)
-            is_learned = first < last and all(learned[first:last])
             labels.append(token if is_learned else IGNORE_INDEX)
     return TextSample(words, overprint, labels)
 

@@ -175,5 +175,7 @@ def train_clip(preset: Preset, pictures: Path, folder: Path) -> None:
     tokenizer = train_clip_tokenizer(world_texts(2000), 300, unfinished)
     model = build_clip(preset, tokenizer).to(pick_device())
     training = ClipTraining(model, tokenizer, pictures, preset)
-    fit(model, training.step_loss, sum(preset.clip_steps), 1.5e-3, unfinished.with_name("clip.state"))
+    state = unfinished.with_name("clip.state")
+    fit(model, training.step_loss, sum(preset.clip_steps), 1.5e-3, state)
     save_clip(model, unfinished, folder)
+    state.unlink()

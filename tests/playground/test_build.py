@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llava.errors import UserError
 from playground.hard_shapes.presets import HARD_PRESETS
-from playground.shapes.plan import SHAPES_KIT, refuse_other_clip
+from playground.shapes.plan import SHAPES_KIT, STAMP, claim_folder, plan, refuse_other_clip
 from playground.shapes.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,39 @@ def test_another_clip_is_not_taken_from_the_models_that_use_it(tmp_path):
         refuse_other_clip(SHAPES_KIT, work, output)
     (work / "clip-shapes" / "model.safetensors").write_bytes(b"one")
     refuse_other_clip(SHAPES_KIT, work, output)
+
+
+def test_a_folder_is_of_one_preset(tmp_path):
+    (tmp_path / "clip-shapes").mkdir()  # as a folder from before, or one with a CLIP to begin with
+    for _ in range(2):
+        claim_folder(tmp_path, "full", HARD_PRESETS["full"])
+    sizes = HARD_PRESETS["full"]
+    stamp = json.loads((tmp_path / STAMP).read_text())
+    assert (stamp["preset"], stamp["clip_steps"]) == ("full", list(sizes.clip_steps))
+    with pytest.raises(
+        UserError, match=f"{tmp_path} is of a build with preset full, not small; choose another"
+    ):
+        claim_folder(tmp_path, "small", PRESETS["small"])
+    with pytest.raises(UserError, match=f"with text_steps {sizes.text_steps}, not 7; choose another --work"):
+        claim_folder(tmp_path, "full", replace(sizes, text_steps=7))
+
+
+def test_a_folder_of_another_preset_is_refused_before_anything_is_made(tmp_path):
+    claim_folder(tmp_path, "full-smoke", HARD_PRESETS["full-smoke"])
+    command = ["bash", BUILD, "--preset", "smoke", "--work", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    told = f"error: {tmp_path} is of a build with preset full-smoke, not smoke; choose another --work\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert [file.name for file in tmp_path.iterdir()] == [STAMP]
+
+
+@pytest.mark.parametrize("name", ["captions", "questions"])
+def test_a_training_set_is_made_again_beside_a_training_that_was_interrupted(name, tmp_path):
+    steps = {step.name: step for step in plan(SHAPES_KIT, PRESETS["smoke"], tmp_path, tmp_path, ["TRIM:-1"])}
+    (tmp_path / "stage1.unfinished").mkdir()
+    (tmp_path / "stage2.unfinished").mkdir()
+    steps[name].run()
+    assert json.loads(steps[name].result.read_text())[0]["id"] == "shapes-0"
 
 
 def test_folders_are_those_of_where_it_was_called(tmp_path):

@@ -301,11 +301,46 @@ def test_a_trial_of_one_kind_says_what_it_needs(tmp_path, capsys):
     assert "lacks clip-shapes: run build.sh --preset full" in capsys.readouterr().err
 
 
-def test_a_trial_of_one_kind_takes_a_relative_folder(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def build(tmp_path):
+    """What a build leaves of which a trial needs names alone."""
     for name in (*recipe.NEEDED, "stage1"):
         (tmp_path / "build" / name).mkdir(parents=True)
     (tmp_path / "build" / "pictures" / "0.jpg").touch()
     (tmp_path / "build" / "stage1" / "mm_projector.bin").touch()
+    return tmp_path / "build"
+
+
+def test_the_minutes_of_a_trial_are_those_of_all_its_pieces(build, monkeypatch):
+    clock, ends = [0.0], [KeyboardInterrupt, UserError("out of memory"), None]
+
+    def train(work, reduction, projector, batch, output, data):
+        output.with_name(f"{output.name}.unfinished").mkdir(exist_ok=True)
+        clock[0] += 120
+        if end := ends.pop(0):
+            raise end
+        output.mkdir()
+
+    monkeypatch.setattr(recipe, "run_stage2", train)
+    monkeypatch.setattr(recipe.time, "monotonic", lambda: clock[0])
+    for end in (KeyboardInterrupt, UserError):
+        with pytest.raises(end):
+            recipe.train_kind(build, "color", "TRIM:-1", 1)
+    for _ in range(2):  # the second only finds it
+        output, minutes = recipe.train_kind(build, "color", "TRIM:-1", 1)
+        assert (output.name, minutes) == ("only-color-TRIM--1-1", 6.0)
+
+
+@pytest.mark.parametrize("left", ["only-color-TRIM--1-1", "only-color-TRIM--1-1.unfinished"])
+def test_the_minutes_of_a_trial_without_a_record_are_unknown(left, build, monkeypatch, capsys):
+    (build / left).mkdir()  # finished by an earlier version, or killed
+    monkeypatch.setattr(recipe, "run_stage2", lambda *arguments: None)
+    monkeypatch.setattr(recipe, "score", lambda *arguments: 50.0)
+    assert not recipe.main(["--work", str(build), "--kinds", "color", "--samples", "1"])
+    assert capsys.readouterr().out.splitlines()[0] == '["color", "1", "-", "50.0"]'
+
+
+def test_a_trial_of_one_kind_takes_a_relative_folder(build, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def train(work, reduction, projector, *rest):
@@ -313,8 +348,7 @@ def test_a_trial_of_one_kind_takes_a_relative_folder(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(recipe, "run_stage2", train)
     assert recipe.main(["--work", "build", "--kinds", "color", "--samples", "1"]) == 2
-    folder = tmp_path / "build"
-    started = f"training starts in {folder} from {folder / 'stage1' / 'mm_projector.bin'}"
+    started = f"training starts in {build} from {build / 'stage1' / 'mm_projector.bin'}"
     assert started in capsys.readouterr().err
 
 

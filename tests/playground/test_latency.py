@@ -42,4 +42,5 @@ def test_medians_are_taken_of_each_number_and_ratios_to_the_last_row():
     laps = [Latency(1, 2, 3, 6, 10), Latency(3, 1, 2, 7, 20), Latency(2, 3, 1, 5, 30)]
     assert median_latency(laps) == Latency(2, 2, 2, 6, 20)
     table = report({"TRIM:-1": Latency(1, 1, 1, 3, 5), "none": Latency(1, 0, 3, 4, 10)})
-    assert "| `TRIM:-1` | 1.0 ms | 1.0 ms | 1.0 ms | 3.0 ms (0.75) | 5.0 ms (0.50) |" in table
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert cells == ["`TRIM:-1`", "1.0 ms", "1.0 ms", "1.0 ms", "3.0 ms (0.75)", "5.0 ms (0.50)"]

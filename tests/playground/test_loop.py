@@ -1,9 +1,15 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from llava.errors import UserError
-from playground.shapes import loop
+from playground.hard_shapes import text_pretraining as hard_text
+from playground.hard_shapes import train_clip as hard_clip
+from playground.shapes import loop, text_pretraining, train_clip
 from playground.shapes.loop import Ahead, fit
+from playground.shapes.presets import PRESETS
 
 
 def _losses(model, seen):
@@ -90,6 +96,27 @@ def test_what_is_prepared_ahead_comes_in_the_order_of_the_steps(processes, tmp_p
     torch.testing.assert_close(model.weight, plain.weight)
 
 
+@pytest.mark.parametrize(
+    ("steps", "peak", "told"), [(9, 0.01, "with steps 5, not 9"), (5, 0.02, "with peak 0.01, not 0.02")]
+)
+def test_a_state_of_other_settings_is_not_gone_on_with(steps, peak, told, tmp_path):
+    state = tmp_path / "a.state"
+    model = _model()
+    fit(model, _losses(model, []), 5, 0.01, state)
+    with pytest.raises(UserError, match=f"{state} is of a training {told}; remove it to begin anew"):
+        fit(model, _losses(model, []), steps, peak, state)
+
+
+def test_a_state_from_before_settings_were_written_is_gone_on_with(tmp_path):
+    model, seen = _model(), []
+    fit(model, _losses(model, []), 3, 0.01, tmp_path / "a.state")
+    state = torch.load(tmp_path / "a.state")
+    assert (state.pop("steps"), state.pop("peak")) == (3, 0.01)
+    torch.save(state, tmp_path / "a.state")
+    fit(model, _losses(model, seen), 5, 0.01, tmp_path / "a.state")
+    assert seen == [3, 4]
+
+
 def test_a_state_of_another_version_is_told_apart(tmp_path):
     model = _model()
     torch.save({"model": model.state_dict(), "optimizer": {}, "step": 3}, tmp_path / "old.state")
@@ -102,3 +129,23 @@ def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):
     model = _model()
     with pytest.raises(UserError, match=r"needs Muon, which torch 2.9 and newer have"):
         fit(model, _losses(model, []), 5, 0.01, tmp_path / "a.state", muon=True)
+
+
+@pytest.mark.parametrize("module", [train_clip, hard_clip, text_pretraining, hard_text])
+def test_a_result_that_is_deleted_is_trained_anew(module, tmp_path, monkeypatch):
+    """What `fit` keeps of a finished training once made new weights out of old ones."""
+    preset, result = PRESETS["smoke"], tmp_path / "result"
+    kept = []
+
+    def fit_nothing(model, work, steps, peak, state_file, **settings):
+        state_file.touch()
+        kept.append(state_file)
+
+    monkeypatch.setattr(module, "fit", fit_nothing)
+    if module in (train_clip, hard_clip):
+        np.save(tmp_path / "coverage.npy", np.zeros(1))
+        module.train_clip(preset, tmp_path, result)
+    else:
+        module.pretrain_text(preset, result)
+    assert (result / "model.safetensors").exists()
+    assert kept and not any(map(Path.exists, kept))

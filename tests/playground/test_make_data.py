@@ -2,7 +2,7 @@ import json
 import re
 from pathlib import Path
 
-from playground.shapes.make_data import main, stage1_sample, stage2_sample, write_json
+from playground.shapes.make_data import main, stage1_sample, stage2_sample
 from playground.shapes.questions import TURNS
 from playground.shapes.world import TRAIN, Scene
 
@@ -32,11 +32,14 @@ def test_a_picture_returns_with_other_questions():
     assert first["id"] != second["id"]
 
 
-def test_file_is_llavas_list(tmp_path):
-    path = tmp_path / "stage1.json"
-    write_json((stage1_sample(number, 4) for number in range(4)), path)
-    assert [sample["id"] for sample in json.loads(path.read_text())] == [f"shapes-{n}" for n in range(4)]
-    assert [file.name for file in tmp_path.iterdir()] == ["stage1.json"]
+def test_files_are_llavas_lists(tmp_path, capsys):
+    assert not main(["--output", str(tmp_path), "--pictures", "2"])
+    for name in ("captions.json", "questions.json"):
+        samples = json.loads((tmp_path / name).read_text())
+        assert [sample["id"] for sample in samples] == ["shapes-0", "shapes-1"]
+        assert all((tmp_path / "pictures" / sample["image"]).exists() for sample in samples)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["captions.json", "pictures", "questions.json"]
+    assert "2 pictures, captions and conversations" in capsys.readouterr().out
 
 
 def test_the_tutorial_names_what_is_there(tmp_path, monkeypatch):

@@ -108,7 +108,26 @@ def test_a_number_is_no_threshold(tmp_path, capsys, monkeypatch):
     assert "Cover-tau:16 is no threshold" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reduction", ["Pool:16", "VisionZip:16"])
-def test_positions_are_known_of_kept_patches_and_one_mean_alone(reduction, capsys):
+# PruMerge has one token more than patches, too, but by falling attention.
+@pytest.mark.parametrize("reduction", ["Pool:16", "VisionZip:16", "PruMerge:16"])
+def test_positions_are_known_of_patches_in_raster_order_and_one_mean_alone(reduction, capsys):
     assert visual_positions.main(["--token-reduction", reduction, "--questions", "2"]) == 2
-    assert "other tokens than patches and one mean" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        f"error: {reduction} has other tokens than patches in raster order and one mean of the rest" in told
+    )
+    accepted = told.split("accepted: ")[1].strip().split(", ")
+    assert {"none", "TRIM", "Random", "Cover", "Cover+CLS", "DivPrune", "SCOPE"} <= set(accepted)
+    assert not {"Pool", "VisionZip", "PruMerge", "PruMerge+", "ToMe"} & set(accepted)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, of in registry.REDUCERS.items() if issubclass(of, visual_positions.IN_RASTER_ORDER)],
+)
+def test_accepted_reductions_have_patches_in_raster_order_and_one_mean(name, assistant, question):
+    prompt = prompt_of(assistant, question, f"{name}:16", "vicuna_v1")
+    whole = prompt_of(assistant, question, "none", "vicuna_v1")
+    own = prompt.embeddings[prompt.start :][: len(prompt.kept)]
+    torch.testing.assert_close(own, whole.embeddings[whole.start + prompt.kept])
+    assert prompt.tokens - len(prompt.kept) in (0, 1)
