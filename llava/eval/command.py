@@ -117,7 +117,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     Returns:
         An exit code: not 0 if a benchmark, or every question of one, has failed.
     """
-    from llava.eval.evaluate import NEEDS_JUDGE, evaluate, summarize
+    from llava.eval.evaluate import BUNDLED, NEEDS_JUDGE, evaluate, summarize
     from llava.eval.processes import launched_processes
 
     setup_logging(logging.WARNING)
@@ -125,6 +125,8 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     choices = _read_choices(options)
     failed = False
     with launched_processes() as processes:
+        if options.model_path is None and processes.is_first:
+            logger.warning("%s answers; --model-path names another", BUNDLED)
         assistant = load_for(options, processes)
         for benchmark in chosen:
             try:
