@@ -126,6 +126,14 @@ def test_token_reduction_overrides_the_config(checkpoint_copy):
     assert logits(load(folder, token_reduction="TRIM:64")[1]).shape[1] == IDS.shape[1] - 1 + 65
 
 
+def test_no_reduction_is_saved_as_the_published_loader_reads_it(checkpoint_copy, tmp_path):
+    model = load(checkpoint_copy(mm_vision_token_reduce_func="none"))[1]
+    for setting, saved in (("none", None), ("TRIM:-1", "TRIM:-1")):
+        model.set_token_reduction(setting)
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["mm_vision_token_reduce_func"] == saved
+
+
 def test_a_bad_reduction_in_the_config_is_refused_when_it_is_read(checkpoint_copy):
     with pytest.raises(UserError, match="accepted"):
         load(checkpoint_copy(mm_vision_token_reduce_func="TRIM:0"))
