@@ -17,6 +17,7 @@ from llava.options import (
     load_assistant,
     name_of_model,
     positive,
+    without_idle_top_p,
 )
 from llava.utils import printable, setup_logging
 
@@ -201,7 +202,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
         results_file.open("a").close()
     read_text(results_file)  # which gets the scores at the end
     given = {name: getattr(options, name) for name in GENERATION_OPTIONS}
-    generation = {name: value for name, value in given.items() if value is not None}
+    generation = without_idle_top_p({name: value for name, value in given.items() if value is not None})
     Generation(**generation)  # refuses what no model can do before one is loaded
     return Choices(
         data=options.data,
