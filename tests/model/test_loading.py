@@ -105,7 +105,7 @@ def test_what_llava_passes_on_to_transformers_is_accepted(loaded, monkeypatch, t
     monkeypatch.setattr(checkpoint_files, "snapshot_download", fetch)
     monkeypatch.setattr(checkpoint_files.HfApi, "model_info", describe)
     settings = {"revision": "v2", "cache_dir": tmp_path, "max_memory": {"cpu": "1GiB"}}
-    model = load("somebody/llava", offload_folder=tmp_path, **settings)[1]
+    model = load("somebody/llava", offload_folder=tmp_path, low_cpu_mem_usage=True, **settings)[1]
     assert asked == [("somebody/llava", "v2"), ("somebody/llava", "v2", tmp_path)]
     assert torch.equal(logits(model), logits(loaded[1]))
     with pytest.raises(TypeError, match="nonsense"):
