@@ -1,4 +1,4 @@
-"""The evaluation's shell scripts: LLaVA's arguments, and all benchmarks from nothing to one table."""
+"""The evaluation's shell scripts: TRIM's arguments, and all benchmarks from nothing to one table."""
 
 import os
 import subprocess
