@@ -260,8 +260,10 @@ class PromptEncoder:
         newline = self._model.get_model().image_newline if "unpad" in merge_type else None
         # Reduced crops have no grid to be arranged on: their tokens follow one another.
         if merge_type == "flat" or not image.is_cut or not isinstance(image.reducer, NoReduction):
-            # The empty slice ties the newline to the loss: what learns is used in every step.
-            return torch.cat([*crops, *([] if newline is None else [newline[None, :][:0].to(crops[0])])])
+            # In training an empty slice ties the newline to the loss: what learns is used in every step.
+            if newline is not None and torch.is_grad_enabled():
+                crops = [*crops, newline[None, :][:0].to(crops[0])]
+            return torch.cat(list(crops))
         tower = self.tower
         return arrange_crops(
             crops, tower.num_patches_per_side, image.size, newline, self.config, tower.config

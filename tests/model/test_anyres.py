@@ -94,6 +94,9 @@ def test_a_newline_ends_images_that_were_cut_and_no_others(checkpoint_copy, pict
     for images, tokens in ((pixels, 576), ([pixels[0]], 577), (pixels[None], 577)):
         assert model(ids, images=images).logits.shape[1] == 2 + tokens
     assert assistant.answer("What?", pictures["img0.png"]).cost.visual_tokens == 576
+    newline = model.get_model().image_newline.requires_grad_(True)
+    model(ids, images=pixels).logits.sum().backward()
+    assert newline.grad.count_nonzero() == 0  # of no use, and yet in the graph, for which processes wait
 
 
 def test_a_processor_that_squeezes_has_tiles_too(loaded, pictures):
