@@ -442,15 +442,26 @@ TEMPLATE_BY_NAME = {
     "mpt": "mpt",
     "v0": "llava_v0",
 }
+# Where no part is in the name; LLaVA takes llava_v0 then, the template of its first models.
 DEFAULT_TEMPLATE = "vicuna_v1"
+# Variants for models that expect tags around an image, which LLaVA's web page takes by name.
+TEMPLATE_WITH_TAGS = {"llava_v1": "v1_mmtag", "llava_v0": "v0_mmtag", DEFAULT_TEMPLATE: "v0_mmtag"}
 
 
 def choose_template(configured: str | None, model_name: str) -> str:
-    """Return the name of a checkpoint's template: its config's, else what LLaVA reads from its name."""
+    """Return the name of a checkpoint's template: its config's, else what its own name says."""
     if configured:
         return configured
     name = model_name.lower()
     return next((template for part, template in TEMPLATE_BY_NAME.items() if part in name), DEFAULT_TEMPLATE)
+
+
+def choose_web_template(model_name: str) -> str:
+    """Return the name of the template of LLaVA's web page, which tells by a name who expects tags."""
+    template, name = choose_template(None, model_name), model_name.lower()
+    is_pretrained_only = "plain" in name and "finetune" not in name
+    expects_tags = "llava" in name and ("mmtag" in name or is_pretrained_only)
+    return TEMPLATE_WITH_TAGS.get(template, template) if expects_tags else template
 
 
 def find_template(name: str) -> Conversation:

@@ -232,7 +232,14 @@ def read_generation(options: Any) -> "Generation":
     from llava.engine.base import Generation
 
     names = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
-    return Generation(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+    return Generation(
+        **without_idle_top_p({name: getattr(options, name) for name in names if hasattr(options, name)})
+    )
+
+
+def without_idle_top_p(given: dict[str, Any]) -> dict[str, Any]:
+    """Leave ``top_p`` out where the likeliest token is always taken: LLaVA's scripts may pass any, even 0."""
+    return given if given.get("temperature") else {k: v for k, v in given.items() if k != "top_p"}
 
 
 def name_of_model(model_path: str | None) -> str:

@@ -11,6 +11,7 @@ from llava.conversation import (
     Conversation,
     SeparatorStyle,
     choose_template,
+    choose_web_template,
     clip_text,
     conv_templates,
     default_conversation,
@@ -221,4 +222,22 @@ def test_a_picture_in_a_tuple_becomes_a_placeholder():
 )
 def test_the_template_is_the_configs_or_what_llava_reads_from_the_name(configured, name, template):
     assert choose_template(configured, name) == template
+    find_template(template)
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("llava-v1.5-7b", "llava_v1"),
+        ("llava-v1-7b-mmtag", "v1_mmtag"),
+        ("llava-v1.5-7b-plain", "v1_mmtag"),
+        ("llava-v1.5-7b-plain-finetune", "llava_v1"),
+        ("LLaVA-7b-delta-v0-mmtag", "v0_mmtag"),
+        ("llava-7b-plain", "v0_mmtag"),
+        ("llava-v1.6-mistral-7b-plain", "mistral_instruct"),
+        ("a-plain-model", DEFAULT_TEMPLATE),
+    ],
+)
+def test_the_web_page_tells_by_a_name_who_expects_tags(name, template):
+    assert choose_web_template(name) == template
     find_template(template)

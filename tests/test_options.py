@@ -1,6 +1,7 @@
 """What runs the language model, as command lines say it."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from llava.options import (
     add_engine_options,
     port,
     port_or_any,
+    read_generation,
     read_vllm_options,
     utf8,
 )
@@ -91,3 +93,13 @@ def test_a_text_that_is_not_utf8_is_refused(written):
     parser.add_argument("question", type=utf8)
     with pytest.raises(UserError, match="argument question: 'W?h?.*' is not UTF-8"):
         parser.parse_args([written])
+
+
+def test_top_p_counts_only_where_tokens_are_drawn():
+    def top_p(**options):
+        return read_generation(SimpleNamespace(**options)).top_p
+
+    assert top_p(temperature=0.0, top_p=0.0) is top_p(top_p=0.0) is None
+    assert top_p(temperature=0.2, top_p=0.7) == 0.7
+    with pytest.raises(UserError, match="top_p is 0.0; accepted: above 0, up to 1"):
+        top_p(temperature=0.2, top_p=0.0)

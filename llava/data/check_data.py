@@ -28,8 +28,8 @@ from llava.data.records import (
     find_problems,
     has_images,
     image_path,
-    misplaced_image,
     name_record,
+    oddity,
     read_records,
 )
 from llava.data.text_lengths import Ruler, make_ruler
@@ -125,7 +125,7 @@ def find_remarks(records: Sequence[Record], right: Sequence[int]) -> dict[str, l
 def _remarks(record: Record, ids: set[str]) -> Iterator[str]:
     """Say what is odd about a record, given the ids of those before it."""
     speakers = {turn["from"] for turn in record["conversations"] if DEFAULT_IMAGE_TOKEN in turn["value"]}
-    if remark := misplaced_image(record):
+    if remark := oddity(record):
         yield remark
     if "image" in record and ROLES[1] in speakers:
         yield f"{DEFAULT_IMAGE_TOKEN} inside an answer"

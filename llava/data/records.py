@@ -103,7 +103,8 @@ def check_records(
 ) -> None:
     """Make sure that every record can become a sample; images are only opened in training.
 
-    Warns of images that no turn shows, and of turns that show one where there is none.
+    Warns of images that no turn shows, of turns that show one where there is none, and of records without a
+    question.
 
     Args:
         records: Of one data file.
@@ -132,17 +133,19 @@ def check_records(
     left_out = {problem.index for problem in problems}
     odd: dict[str, list[str]] = defaultdict(list)
     for index, record in enumerate(records):
-        if index not in left_out and (remark := misplaced_image(record)):
+        if index not in left_out and (remark := oddity(record)):
             odd[remark].append(name_record(record, index))
     for remark, names in odd.items():
         logger.warning("%s: %d of %d records; the first: %s", remark, len(names), len(records), names[0])
 
 
-def misplaced_image(record: Record) -> str | None:
-    """Say what is odd about where a record whose turns are right shows its image, if anything is.
+def oddity(record: Record) -> str | None:
+    """Say what is odd about a record whose turns are right, if anything is.
 
     It is trained on nevertheless, as LLaVA does.
     """
+    if not alternating_turns(record["conversations"]):
+        return f"No turn of {ROLES[0]!r}, so nothing to learn"
     is_shown = any(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in record["conversations"])
     if "image" in record and not is_shown:
         return f"Image shown by no turn (no {DEFAULT_IMAGE_TOKEN}), so never seen"
@@ -278,14 +281,13 @@ def _check_turns(record: Any, template: Conversation) -> None:
             )
         check_characters(turn["value"], "a turn")
     spoken = alternating_turns(turns)
-    if not spoken:
-        raise UserError("it has no turn of 'human'")
     if "image" in record:
         _check_shown(turns[0], spoken)
     elif template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("it has no 'image'")
     # Templates ask for something of the first turns only, and of how many there are if they want just two.
-    render(spoken[:3], template)
+    if not render(spoken[:3], template):
+        raise UserError(f"it has no turn of {ROLES[0]!r}")
 
 
 def _check_shown(first: Turn, turns: Sequence[Turn]) -> None:

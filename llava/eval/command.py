@@ -17,6 +17,7 @@ from llava.options import (
     load_assistant,
     name_of_model,
     positive,
+    without_idle_top_p,
 )
 from llava.utils import printable, setup_logging
 
@@ -117,7 +118,7 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     Returns:
         An exit code: not 0 if a benchmark, or every question of one, has failed.
     """
-    from llava.eval.evaluate import NEEDS_JUDGE, evaluate, summarize
+    from llava.eval.evaluate import BUNDLED, NEEDS_JUDGE, evaluate, summarize
     from llava.eval.processes import launched_processes
 
     setup_logging(logging.WARNING)
@@ -125,6 +126,8 @@ def _run_benchmarks(options: argparse.Namespace) -> int:
     choices = _read_choices(options)
     failed = False
     with launched_processes() as processes:
+        if options.model_path is None and processes.is_first:
+            logger.warning("%s answers; --model-path names another", BUNDLED)
         assistant = load_for(options, processes)
         for benchmark in chosen:
             try:
@@ -199,7 +202,7 @@ def _read_choices(options: argparse.Namespace) -> Choices:
         results_file.open("a").close()
     read_text(results_file)  # which gets the scores at the end
     given = {name: getattr(options, name) for name in GENERATION_OPTIONS}
-    generation = {name: value for name, value in given.items() if value is not None}
+    generation = without_idle_top_p({name: value for name, value in given.items() if value is not None})
     Generation(**generation)  # refuses what no model can do before one is loaded
     return Choices(
         data=options.data,

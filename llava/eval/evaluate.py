@@ -167,7 +167,7 @@ def cut_of(questions: Sequence[Question], limit: int | None) -> int | None:
 
 
 def summarize(result: JsonObject) -> str:
-    """Return a line about a result: its score with interval, failures, visual tokens and time."""
+    """Return a line about a result: its score with interval, failures, visual tokens, time and model."""
     score, cost = result["score"], result["cost"]
     if result["failures"] == result["questions"]:
         shown = "no score"
@@ -184,6 +184,7 @@ def summarize(result: JsonObject) -> str:
         parts.append(
             f"{cost['visual_tokens']:.1f} visual tokens, {cost['milliseconds']['total_ms']:.0f} ms each"
         )
+    parts.append(f"answered by {result['settings']['model']}")
     title = result["title"] + (", miniature" if result["miniature"] else "")
     return f"{title}: {shown}; {'; '.join(parts)}"
 

@@ -1,4 +1,4 @@
-"""VQA's measures of short answers, with the names of LLaVA's module: normalized text, accuracy, ANLS."""
+"""VQA's measures of short answers, with LLaVA's names: normalized text, accuracy, ANLS; no BLEU-4."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
     cache_dir: str | Path | None = None,
     max_memory: dict[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
+    low_cpu_mem_usage: bool | None = None,
 ) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, CLIPImageProcessorPil | None, int]:
     """Load a checkpoint: full, projector-only or LoRA, told apart by its files.
 
@@ -56,6 +57,7 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
             says.
         max_memory: With ``device_map``: the most that goes to each device, such as ``{0: "20GiB"}``.
         offload_folder: With ``device_map``: where weights stay that fit on no device.
+        low_cpu_mem_usage: Transformers' argument, which older callers pass; weights are always loaded so.
 
     Returns:
         Tokenizer, model, image processor (None for a plain language model) and context length in tokens.
@@ -64,7 +66,7 @@ def load_pretrained_model(  # noqa: PLR0913, PLR0917 - LLaVA's signature
         UserError: If something named here is missing or does not fit; the sentence says what.
         TypeError: For any other keyword.
     """
-    del model_name
+    del model_name, low_cpu_mem_usage
     folder = resolve_folder(model_path, revision=revision, cache_dir=cache_dir)
     if model_base is not None and cache_dir is not None:
         model_base = resolve_folder(model_base, cache_dir=cache_dir)

@@ -31,6 +31,9 @@ from llava.model.splice import ImageText
 from llava.model.vision_settings import VisionSettings
 from llava.model.weights import add_image_tokens, load_new_rows, load_projector
 
+Prepared = tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]
+"""Ids, position ids, mask, past key values, embeddings and labels."""
+
 
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     """Cut a padded grid of tokens (H, rows, columns) to the original's width and height: LLaVA's name."""
@@ -194,13 +197,14 @@ class LlavaMetaForCausalLM(ABC):
         images: Images | None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         texts: Sequence[ImageText] | str | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
+    ) -> Prepared:
         """Replace ids by embeddings with the visual tokens in them: LLaVA's name, arguments and result.
 
         Args:
             input_ids: Ids with ``IMAGE_TOKEN_INDEX`` where an image belongs, (B, L).
-            position_ids: Returned as they are where nothing is spliced, else made anew.
-            attention_mask: Which ids are not padding, (B, L); told by the padding's id if missing.
+            position_ids: Made anew where something is spliced; returned as None if missing.
+            attention_mask: Which ids are not padding, (B, L); told by the padding's id if missing, and then
+                returned as None.
             past_key_values: Returned as they are.
             labels: (B, L), returned as None if missing.
             images: Pixels of all images in the order of their placeholders.
@@ -215,6 +219,30 @@ class LlavaMetaForCausalLM(ABC):
 
         Raises:
             UserError: If placeholders and images do not match, or a question is needed and cannot be had.
+        """
+        ids, positions, mask, cache, embeddings, labels = self._embed_inputs(
+            input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes, texts
+        )
+        if position_ids is None:
+            positions = None
+        if attention_mask is None:
+            mask = None
+        return ids, positions, mask, cache, embeddings, labels
+
+    def _embed_inputs(  # noqa: PLR0913, PLR0917 - as above
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Images | None,
+        image_sizes: Sequence[tuple[int, int]] | None,
+        texts: Sequence[ImageText] | str | None,
+    ) -> Prepared:
+        """Do the same, and return the mask and the positions also where they were missing.
+
+        `forward` cannot do without: prompts are padded to the longest one with its visual tokens.
         """
         check_ids(input_ids)
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:

@@ -84,11 +84,13 @@ class ReducedImage:
         crops: Visual tokens of its crops, in the vision tower's width.
         size: Of the original; None where nobody said so.
         reducer: What reduced it.
+        is_cut: Whether it came as a list of crops, as ``anyres`` makes it, even if of one.
     """
 
     crops: VisualTokens
     size: Size | None
     reducer: Reducer
+    is_cut: bool = False
 
 
 class PromptEncoder:
@@ -203,7 +205,7 @@ class PromptEncoder:
                 around=_per_crop(around, counts),
             )
             for i, crops in zip(own, tokens.split_images(counts), strict=True):
-                reduced[i] = ReducedImage(crops, images[i].size, reducer)
+                reduced[i] = ReducedImage(crops, images[i].size, reducer, is_cut=len(crops.counts) > 1)
         return [reduced[i] for i in range(len(images))]
 
     def _surroundings(self, size: Size | None) -> Surroundings:
@@ -255,10 +257,13 @@ class PromptEncoder:
     def _join_crops(self, crops: Sequence[Tensor], image: ReducedImage) -> Tensor:
         """Join the (n, H) tokens of one image's crops as ``mm_patch_merge_type`` says; (sum of n, H)."""
         merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
-        # Reduced crops have no grid to be arranged on: their tokens follow one another.
-        if merge_type == "flat" or not isinstance(image.reducer, NoReduction):
-            return torch.cat(list(crops))
         newline = self._model.get_model().image_newline if "unpad" in merge_type else None
+        # Reduced crops have no grid to be arranged on: their tokens follow one another.
+        if merge_type == "flat" or not image.is_cut or not isinstance(image.reducer, NoReduction):
+            # In training an empty slice ties the newline to the loss: what learns is used in every step.
+            if newline is not None and torch.is_grad_enabled():
+                crops = [*crops, newline[None, :][:0].to(crops[0])]
+            return torch.cat(list(crops))
         tower = self.tower
         return arrange_crops(
             crops, tower.num_patches_per_side, image.size, newline, self.config, tower.config
@@ -404,7 +409,8 @@ class PromptEncoder:
         tower = self.tower
         if isinstance(texts, str):
             texts = [texts]  # for all images
-        if isinstance(images, Tensor) and images.ndim == 4:
+        is_cut = not (isinstance(images, Tensor) and images.ndim == 4)
+        if isinstance(images, Tensor) and not is_cut:
             pixels, counts = images, [1] * len(images)
         else:
             crops = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
@@ -418,7 +424,7 @@ class PromptEncoder:
         around = _per_crop([self._surroundings(size) for size in sizes], counts)
         tokens = tower.reduce(patches, pixels, texts, signals=signals, around=around)
         reduced = [
-            ReducedImage(crops, size, tower.token_reduction)
+            ReducedImage(crops, size, tower.token_reduction, is_cut)
             for crops, size in zip(tokens.split_images(counts), sizes, strict=True)
         ]
         for observe in self.observers:

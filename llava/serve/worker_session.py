@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, choose_template, find_template
+from llava.conversation import Conversation, choose_web_template, find_template
 from llava.errors import UserError
 from llava.image_io import load_image
 from llava.serve.conversation_log import ConversationLog
@@ -174,7 +174,7 @@ def _session_for(session: WorkerSession | None, image_path: str, settings: Setti
         load_image(image_path)  # says what is wrong with it before a worker does
         if Path(image_path).stat().st_size > MAX_IMAGE_BYTES:
             raise UserError(f"the image is larger than {MAX_IMAGE_BYTES // 2**20} MiB")
-    name = settings.template or choose_template(None, settings.model)
+    name = settings.template or choose_web_template(settings.model)
     return WorkerSession(settings.model, find_template(name), image_path)
 
 

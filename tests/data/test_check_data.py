@@ -162,6 +162,7 @@ def test_odd_records_are_named_but_train(check: Check):
         record("What is <image>?", "A tag.", id="a"),
         record("What is it?", "A cat.", image="0.png", id="b"),
         record("Show me a cat.", "<image> There.", image="0.png", id="a"),
+        {"id": "c", "conversations": [{"from": "gpt", "value": "A cat."}]},
     ]
     code, lines = check(odd)
     assert code == 0
@@ -169,6 +170,7 @@ def test_odd_records_are_named_but_train(check: Check):
     assert "Image shown by no turn (no <image>), so never seen: 1 record (record 1 (id 'b'))" in lines
     assert "<image> inside an answer: 1 record (record 2 (id 'a'))" in lines
     assert "Same id as an earlier record: 1 record (record 2 (id 'a'))" in lines
+    assert "No turn of 'human', so nothing to learn: 1 record (record 3 (id 'c'))" in lines
 
 
 def test_lengths_are_those_of_training(loaded):

@@ -63,7 +63,6 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ({"conversations": [{"from": "human", "value": 3}]}, "'value', a text"),
         ({"conversations": [TURNS[0], TURNS[0]]}, "turn 1 is from 'human'"),
         ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0 is from 'system'"),
-        ({"conversations": [TURNS[1]]}, "no turn of 'human'"),
         ({"conversations": TURNS * 2, "image": "a.png"}, "stands in 2 turns"),
         ({"conversations": TURNS, "image": "../a.png"}, "leads out of the image folder"),
         ({"conversations": TURNS, "image": "a/../../b.png"}, "leads out of the image folder"),
@@ -208,6 +207,24 @@ def test_images_that_no_turn_shows_are_said_before_training(images: Path, caplog
         "Image shown by no turn (no <image>), so never seen: 2 of 6 records; the first: record 1 (id 'x')",
         "<image> without an image, read as text: 1 of 6 records; the first: record 4",
     ]
+
+
+@pytest.mark.parametrize("template", ["v1", "v0", "mpt"])
+def test_a_record_of_an_answer_alone_is_trained_on_and_said(template, images, caplog):
+    """Published LLaVA leaves its only turn out too, and goes on with what is left, the system prompt."""
+    records = [{"conversations": TEXT}, {"id": "x", "conversations": [TEXT[1]]}]
+    check_records(records, images, conv_templates[template])
+    assert caplog.messages == [
+        "No turn of 'human', so nothing to learn: 1 of 2 records; the first: record 1 (id 'x')"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [("llava_llama_2", "no turn of 'human'"), ("plain", "two t")]
+)
+def test_what_is_left_of_an_answer_alone_is_a_prompt_or_refused(template, message, images):
+    with pytest.raises(UserError, match=message):
+        check_records([{"conversations": [TURNS[1]], "image": "a.jpg"}], images, conv_templates[template])
 
 
 def test_wrong_records_cannot_be_skipped(images: Path):

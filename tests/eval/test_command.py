@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from llava.assistant import SHAPES_CHECKPOINT
 from llava.errors import UserError
 from llava.eval.__main__ import main
 from llava.eval.benchmarks import BENCHMARKS
@@ -57,6 +58,17 @@ def test_a_benchmark_by_name_prints_its_score(miniatures, tmp_path, capsys):
     result = json.loads((tmp_path / "results" / "by-name" / "pope-first-6.json").read_text())
     assert result["settings"]["generation"]["max_new_tokens"] == 5
     assert result["run"]["batch_size"] == 4
+
+
+def test_who_names_no_model_is_told_which_one_answers(miniatures, tmp_path, capsys, caplog):
+    assert main(["pope", *flags(miniatures, tmp_path, "bundled"), "--limit", "2"]) == 0
+    assert "the bundled shapes model answers; --model-path names another" in caplog.messages
+    assert capsys.readouterr().out.endswith("; answered by the bundled shapes model\n")
+    caplog.clear()
+    named = ["--model-path", str(SHAPES_CHECKPOINT), "--limit", "2"]
+    assert main(["pope", *flags(miniatures, tmp_path, "named"), *named]) == 0
+    assert not caplog.messages
+    assert capsys.readouterr().out.endswith(f"; answered by {SHAPES_CHECKPOINT}\n")
 
 
 def test_several_benchmarks_share_a_model_and_one_that_fails_does_not_end_the_others(

@@ -101,11 +101,11 @@ def test_the_command_line_has_llavas_names_and_defaults(assistant: FakeAssistant
     arguments = ["--model-path", "m", "--image-file", pictures[0], "--query", "What?"]
     assert run_llava.main(arguments) == 0
     assert (
-        run_llava.main([*arguments, "--top_p", "0.5", "--num_b", "2", "--max_new", "3", "--temp", "0"]) == 0
+        run_llava.main([*arguments, "--top_p", "0.5", "--num_b", "2", "--max_new", "3", "--temp", "1"]) == 0
     )
     first, second = (options for _, options in assistant.asked)
     assert (first.temperature, first.top_p, first.num_beams, first.max_new_tokens) == (0.2, None, 1, 512)
-    assert (second.temperature, second.top_p, second.num_beams, second.max_new_tokens) == (0.0, 0.5, 2, 3)
+    assert (second.temperature, second.top_p, second.num_beams, second.max_new_tokens) == (1.0, 0.5, 2, 3)
 
 
 @pytest.mark.usefixtures("assistant")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llava.assistant import Assistant
 from llava.errors import UserError
 from llava.mm_utils import process_images
 from llava.model.anyres import arrange_crops, cut_padding
@@ -78,6 +79,24 @@ def test_no_tile_is_lost_with_or_without_reduction(
     reduction("TRIM:10")
     reduced = model(ids, images=pixels, image_sizes=[picture.size], texts="what?")
     assert reduced.logits.shape[1] == 2 + 5 * 11
+
+
+def test_a_newline_ends_images_that_were_cut_and_no_others(checkpoint_copy, pictures):
+    """Published LLaVA joins crops where images come as a list, and does nothing to a batch of whole ones."""
+    folder = checkpoint_copy(mm_patch_merge_type="spatial_unpad", image_aspect_ratio="pad")
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    weights["model.image_newline"] = torch.zeros_like(weights["model.norm.weight"])
+    torch.save(weights, folder / "pytorch_model.bin")
+    assistant = Assistant.load(str(folder), device="cpu")
+    model, tower = assistant.model, assistant.model.get_vision_tower()
+    pixels = process_images([pictures["img0.png"]], tower.image_processor, model.config)
+    ids = torch.tensor([[1, -200, 13]])
+    for images, tokens in ((pixels, 576), ([pixels[0]], 577), (pixels[None], 577)):
+        assert model(ids, images=images).logits.shape[1] == 2 + tokens
+    assert assistant.answer("What?", pictures["img0.png"]).cost.visual_tokens == 576
+    newline = model.get_model().image_newline.requires_grad_(True)
+    model(ids, images=pixels).logits.sum().backward()
+    assert newline.grad.count_nonzero() == 0  # of no use, and yet in the graph, for which processes wait
 
 
 def test_a_processor_that_squeezes_has_tiles_too(loaded, pictures):

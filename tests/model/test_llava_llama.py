@@ -300,6 +300,21 @@ def test_images_that_no_prompt_shows_are_told_once(parts, monkeypatch, caplog):
     assert caplog.text.count("1 of 2 images have no <image> placeholder in the prompts") == 1
 
 
+@pytest.mark.parametrize("shown", [0, 2])
+def test_mask_and_positions_that_were_not_given_are_not_returned(shown, parts):
+    tokenizer, model, pixels = parts
+    texts = [prompt("What?", images=shown // 2), prompt("And what else is there?", images=shown // 2)]
+    ids, mask = batch_of(tokenizer, texts)
+    images = pixels[:2] if shown else None
+    prepare = model.prepare_inputs_labels_for_multimodal
+    assert prepare(ids, None, None, None, None, images)[1:3] == (None, None)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    _, new_positions, new_mask, _, embeddings, _ = prepare(ids, positions, mask.int(), None, None, images)
+    shape = embeddings.shape[:2] if shown else ids.shape
+    assert new_positions.shape == new_mask.shape == shape
+    assert new_mask.dtype == torch.int32
+
+
 def test_a_model_without_tokenizer_says_what_it_needs(parts, monkeypatch):
     tokenizer, model, pixels = parts
     monkeypatch.setattr(model, "tokenizer", None)

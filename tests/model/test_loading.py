@@ -105,7 +105,7 @@ def test_what_llava_passes_on_to_transformers_is_accepted(loaded, monkeypatch, t
     monkeypatch.setattr(checkpoint_files, "snapshot_download", fetch)
     monkeypatch.setattr(checkpoint_files.HfApi, "model_info", describe)
     settings = {"revision": "v2", "cache_dir": tmp_path, "max_memory": {"cpu": "1GiB"}}
-    model = load("somebody/llava", offload_folder=tmp_path, **settings)[1]
+    model = load("somebody/llava", offload_folder=tmp_path, low_cpu_mem_usage=True, **settings)[1]
     assert asked == [("somebody/llava", "v2"), ("somebody/llava", "v2", tmp_path)]
     assert torch.equal(logits(model), logits(loaded[1]))
     with pytest.raises(TypeError, match="nonsense"):
@@ -124,6 +124,14 @@ def test_token_reduction_overrides_the_config(checkpoint_copy):
     folder = checkpoint_copy(mm_vision_token_reduce_func="TRIM:-1")
     assert logits(load(folder, token_reduction="none")[1]).shape[1] == IDS.shape[1] - 1 + 576
     assert logits(load(folder, token_reduction="TRIM:64")[1]).shape[1] == IDS.shape[1] - 1 + 65
+
+
+def test_no_reduction_is_saved_as_the_published_loader_reads_it(checkpoint_copy, tmp_path):
+    model = load(checkpoint_copy(mm_vision_token_reduce_func="none"))[1]
+    for setting, saved in (("none", None), ("TRIM:-1", "TRIM:-1")):
+        model.set_token_reduction(setting)
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["mm_vision_token_reduce_func"] == saved
 
 
 def test_a_bad_reduction_in_the_config_is_refused_when_it_is_read(checkpoint_copy):

@@ -44,7 +44,7 @@ def test_config_turns_the_reducer_on_and_finds_its_clip_beside_it():
 
 def test_the_model_trained_without_reduction_reads_all_patches_and_as_well_what_trim_keeps():
     config = json.loads((UNREDUCED / "config.json").read_text())
-    assert config["mm_vision_token_reduce_func"] == "none"
+    assert config["mm_vision_token_reduce_func"] is None
     assert (UNREDUCED.parent / config["mm_vision_tower"] / "config.json").exists()
     assistant = Assistant.load(str(UNREDUCED), device="cpu")
     asked = list(held_out_questions(60))

@@ -1,4 +1,4 @@
-"""The evaluation's shell scripts: LLaVA's arguments, and all benchmarks from nothing to one table."""
+"""The evaluation's shell scripts: TRIM's arguments, and all benchmarks from nothing to one table."""
 
 import os
 import subprocess
@@ -38,13 +38,29 @@ def test_every_benchmark_has_a_script_that_names_it():
     assert named == {
         **{"gqa": "gqa", "mmbench": "mmbench", "mmbench_cn": "mmbench_cn", "mme": "mme", "sqa": "scienceqa"},
         **{"textvqa": "textvqa", "testvqa": "textvqa", "seed": "seed", "mmvet": "mmvet", "pope": "pope"},
-        **{"vqav2": "vqav2", "vizwiz": "vizwiz", "llavabench": "llava_bench", "qbench": "qbench"},
+        **{"vqav2": "vqav2", "vizwiz": "vizwiz", "llavabench": "llava_bench"},
+        **{"qbench": "qbench", "qbench_zh": "qbench"},
     }
     assert all(os.access(path, os.X_OK) for path in SCRIPTS)
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "split"),
+    [
+        ("qbench.sh", ["dev"], "llvisionqa_dev"),
+        ("qbench.sh", ["test", "my-id"], "llvisionqa_test"),
+        ("qbench_zh.sh", [], "质衡-问答-验证集"),
+        ("qbench_zh.sh", ["test", "my-id"], "质衡-问答-测试集"),
+    ],
+)
+def test_qbench_takes_the_split_in_llavas_place(script, words, split, tmp_path):
+    done = run(ROOT / "scripts" / "v1_5" / "eval" / script, *words, DATA=tmp_path, GPUS=1)
+    assert done.returncode == 2
+    assert f"qbench is not in place: {tmp_path / 'qbench'} lacks {split}.json, " in done.stderr
+
+
 @pytest.mark.slow
-def test_a_script_takes_llavas_arguments(miniatures, tmp_path):
+def test_a_script_takes_trims_arguments(miniatures, tmp_path):
     results = tmp_path / "all results.txt"
     script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
     done = run(script, "my-id", SHAPES, results, "", "--limit", "4", DATA=miniatures, GPUS=1)
