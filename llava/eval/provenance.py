@@ -18,6 +18,7 @@ from torch import nn
 from llava import __version__
 from llava.assistant import Assistant
 from llava.eval.benchmark import Question
+from llava.internals import offloaded_weight
 from llava.messages import ImageSource
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
@@ -43,11 +44,15 @@ def weights_digest(model: nn.Module) -> str:
     """Tell models apart by some elements of each of their weights, wherever they were loaded from.
 
     Training changes nearly all elements of a weight; reading all of them would take minutes. CLIP's text
-    encoder, which is loaded only where it is needed, is told by itself in `settings_of`.
+    encoder, which is loaded only where it is needed, is told by itself in `settings_of`. Weights that found
+    no room on the device count like all others: how many these are depends on what else runs there.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        if isinstance(weight, torch.Tensor) and not weight.is_meta and TEXT_TOWER not in name:
+        if isinstance(weight, torch.Tensor) and TEXT_TOWER not in name:
+            if weight.is_meta:
+                module, _, own_name = name.rpartition(".")
+                weight = offloaded_weight(model.get_submodule(module), own_name)  # noqa: PLW2901
             flat = weight.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLES)]
             digest.update(f"{name} {tuple(weight.shape)}".encode())
