@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ def settings_of(assistant: Assistant, reduction: str | None = None) -> dict[str,
     }
 
 
-def _source_digest(kind: type) -> str:
-    """Tell versions of a reducer's module apart: one that was added lies outside of the package."""
-    path = inspect.getsourcefile(kind)
+def _source_digest(code: type | FunctionType) -> str:
+    """Tell versions of a module apart by a class or function of it; it may lie outside of the package."""
+    path = inspect.getsourcefile(code)
     return hashlib.sha256(b"" if path is None else Path(path).read_bytes()).hexdigest()[:16]
 
 
@@ -118,7 +119,11 @@ def code_digest() -> str:
 
 
 def question_digests(questions: Sequence[Question]) -> list[str]:
-    """Tell questions apart by what is asked and shown; where a benchmark lies does not matter."""
+    """Tell questions apart by what is asked and shown; where a benchmark lies does not matter.
+
+    What says which patches show what is asked about is told by its code: what was kept of these is recorded
+    with the answer. Drawing all the scenes again, to compare patches, would take seconds per setting.
+    """
     images: dict[Any, str] = {}
     told = []
     for question in questions:
@@ -126,6 +131,8 @@ def question_digests(questions: Sequence[Question]) -> list[str]:
         if key not in images:
             images[key] = _image_digest(question.image)
         shown = [question.id, question.text, question.clip_text, images[key], sorted(question.extra.items())]
+        if (about := question.about) is not None:
+            shown.append(_source_digest(about if isinstance(about, FunctionType) else type(about)))
         told.append(digest_of(shown))
     return told
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -79,6 +80,28 @@ def test_questions_are_told_apart_by_what_is_asked_and_shown_not_by_where_it_lie
     assert digests[0] == digest
     # An image that is not there is told like none: the question fails, and is asked anyway.
     assert len(set(digests)) == len(digests) - 1
+
+
+def test_questions_are_told_apart_by_what_counts_as_asked_about(tmp_path, monkeypatch):
+    class Corner:
+        def __call__(self, rows, columns):
+            return np.eye(rows, columns, dtype=bool)
+
+    code = tmp_path / "code.py"
+    monkeypatch.setattr(provenance.inspect, "getsourcefile", lambda kind: str(code))
+    questions = [
+        Question(1, "a", about=lambda *grid: np.ones(grid, dtype=bool)),
+        Question(1, "a"),
+        Question(1, "a", about=Corner()),
+    ]
+    code.write_text("first")
+    first, without, corner = question_digests(questions)
+    assert question_digests(questions) == [first, without, corner]
+    code.write_text("second")
+    again = question_digests(questions)
+    assert again[0] != first
+    assert again[1] == without
+    assert again[2] != corner
 
 
 def test_code_is_told_apart_by_what_answers(tmp_path, monkeypatch):
