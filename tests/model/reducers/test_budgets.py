@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from llava.model.multimodal_encoder.reducers.base import Choice, everything
 from llava.model.multimodal_encoder.reducers.fastervlm import FasterVLM
 from llava.model.multimodal_encoder.reducers.hiprune import HiPrune
 from llava.model.multimodal_encoder.reducers.prumerge import PruMerge, PruMergePlus
 from llava.model.multimodal_encoder.reducers.tome import ToMe
 from llava.model.multimodal_encoder.reducers.visionzip import VisionZip
 from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
+from llava.model.multimodal_encoder.token_reduction import ReducerInputs
 from tests.model.reducers.synthetic import RandomImage
 
 ADAPTIVE = [PruMerge, PruMergePlus]
@@ -69,3 +71,28 @@ def test_half_precision_is_computed_in_full_and_comes_back_as_it_was(method):
     if expected.tokens is not None:
         assert found.tokens.dtype == torch.float16
         assert torch.equal(found.tokens, expected.tokens.half())
+
+
+class Halving(ToMe):
+    """Makes tokens of half of the patches, or keeps all, and has all projected."""
+
+    needs_projected = True
+
+    def choose(self, image):
+        if image.patches[0, 0] > 0:
+            return everything(image)
+        return Choice(torch.arange(18), 2 * image.patches[:18])
+
+
+@pytest.mark.parametrize(("signs", "is_projected"), [((1, -1), False), ((-1, -1), False), ((1, 1), True)])
+def test_tokens_of_a_batch_are_all_projected_or_none(signs, is_projected):
+    images = [RandomImage(side=6, seed=seed) for seed in range(2)]
+    for image, sign in zip(images, signs, strict=True):
+        image.patches[0, 0] = sign
+        image.projected = lambda image=image: image.patches * 3
+    patches = torch.stack([image.patches for image in images])
+    found = Halving.parse("18")(ReducerInputs(patches, patches, lambda: patches, images))
+    assert found.counts == tuple(36 if sign > 0 else 18 for sign in signs)
+    assert (found.projected is not None) == is_projected
+    if is_projected:
+        assert torch.equal(found.projected, 3 * found.packed)

@@ -152,11 +152,13 @@ class Method:
         """Reduce (B, N, D) patches image by image."""
         kept = torch.zeros(inputs.patches.shape[:2], dtype=torch.bool)
         tokens, projected = [], []
-        for row, image in enumerate(inputs.images):
-            choice = self.choose(image)
+        choices = [self.choose(image) for image in inputs.images]
+        # Of all tokens or of none; those that a method makes of patches have not been projected.
+        is_projected = self.needs_projected and all(choice.tokens is None for choice in choices)
+        for row, (image, choice) in enumerate(zip(inputs.images, choices, strict=True)):
             kept[row, choice.kept.cpu()] = True
             tokens.append(image.patches[choice.kept] if choice.tokens is None else choice.tokens)
-            if self.needs_projected and choice.tokens is None:
+            if is_projected:
                 projected.append(image.projected()[choice.kept])
         return VisualTokens(
             torch.cat(tokens).to(inputs.patches.dtype),
