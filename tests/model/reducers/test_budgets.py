@@ -13,7 +13,7 @@ from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
 from llava.model.multimodal_encoder.token_reduction import ReducerInputs
 from tests.model.reducers.synthetic import RandomImage
 
-ADAPTIVE = [PruMerge, PruMergePlus]
+ADAPTIVE = [PruMerge, PruMergePlus]  # which add a token for the rest, too
 FIXED = [FasterVLM, HiPrune, ToMe, VisPruner, VisionZip]
 METHODS = ADAPTIVE + FIXED
 
@@ -29,7 +29,8 @@ def test_a_setting_reads_what_it_writes(method, value):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", ["", "many", "0", "-2", "1.5", "nan", "inf"])
 def test_what_is_no_number_of_tokens_is_refused_with_what_would_be(method, value):
-    with pytest.raises(ValueError, match="takes a whole number of visual tokens, or a share") as refused:
+    counted = "patches beside a token for the rest" if method in ADAPTIVE else "visual tokens"
+    with pytest.raises(ValueError, match=f"takes a whole number of {counted}, or a share") as refused:
         method.parse(value)
     assert str(refused.value).endswith(f"but not {value!r}")
     assert ("-1 for its own rule" in str(refused.value)) == (method in ADAPTIVE)

@@ -174,11 +174,13 @@ class Budgeted(Method):
 
     Attributes:
         adaptive: Whether -1 leaves the number to a rule of the method's own.
-        budget: A number of visual tokens, or a share of the patches.
+        adds_rest: Whether a token that stands for the rest comes on top of the number.
+        budget: A number of visual tokens (of patches where there is such a token), or a share of the patches.
     """
 
     budget: Count | Ratio | Adaptive
     adaptive: ClassVar[bool] = False
+    adds_rest: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, value: str) -> Budgeted:
@@ -195,9 +197,10 @@ class Budgeted(Method):
             if isinstance(budget, Count | Ratio) or (cls.adaptive and isinstance(budget, Adaptive)):
                 return cls(budget)
             reason = ", because it has no rule of its own for how many tokens an image needs"
+        counted = "patches beside a token for the rest" if cls.adds_rest else "visual tokens"
         own_rule = ", or -1 for its own rule" if cls.adaptive else ""
         raise ValueError(
-            f"{cls.name} takes a whole number of visual tokens, or a share of the patches above 0 and up to 1"
+            f"{cls.name} takes a whole number of {counted}, or a share of the patches above 0 and up to 1"
             f"{own_rule}, but not {shown(value)}{reason}"
         )
 
