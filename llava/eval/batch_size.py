@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llava.assistant import Assistant
 from llava.engine.base import Generation
+from llava.engine.row_cache import cache_bytes_per_position
 from llava.eval.free_memory import free_bytes
 from llava.eval.processes import Processes
 from llava.model.prompt_model import LlavaPromptModel
@@ -38,8 +39,6 @@ def request_bytes(assistant: Assistant, generation: Generation) -> int:
     crops = MOST_CROPS if getattr(config, "image_aspect_ratio", None) == "anyres" else 1
     patches = crops * tower.num_patches if tower is not None else 0
     prompt = patches + TEXT_TOKENS
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * head
-    active = 8 * config.hidden_size + 3 * config.intermediate_size
-    numbers = (prompt + generation.max_new_tokens) * cached * generation.num_beams + prompt * active
-    return numbers * assistant.model.dtype.itemsize
+    cached = (prompt + generation.max_new_tokens) * cache_bytes_per_position(assistant.model)
+    active = prompt * (8 * config.hidden_size + 3 * config.intermediate_size) * assistant.model.dtype.itemsize
+    return cached * generation.num_beams + active
