@@ -14,7 +14,7 @@ from queue import Queue
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import set_zero3_state
 
@@ -97,13 +97,27 @@ def execution_device(module: nn.Module) -> torch.device:
 
     accelerate hangs a hook on such a module and has no function that says where it brings the weights.
     """
+    for hook in _hooks_of(module):
+        if getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+    raise ValueError("accelerate does not say where this module computes")
+
+
+def offloaded_weight(module: nn.Module, name: str) -> Tensor:
+    """Read a module's own weight (...) that accelerate keeps elsewhere, in memory or on disk; see above."""
+    for hook in _hooks_of(module):
+        if getattr(hook, "offload", False):
+            return hook.weights_map[name]
+    raise ValueError("accelerate does not say where this module's weights are")
+
+
+def _hooks_of(module: nn.Module) -> Iterator[Any]:
+    """Go through accelerate's hooks on a module, those that others hold among them."""
     waiting: list[Any] = [module._hf_hook]
     while waiting:
         hook = waiting.pop()
-        if getattr(hook, "execution_device", None) is not None:
-            return torch.device(hook.execution_device)
+        yield hook
         waiting += getattr(hook, "hooks", ())
-    raise ValueError("accelerate does not say where this module computes")
 
 
 def added_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> None:
     header = list(rows[0])
     print(markdown_table(header, [[row[name] for name in header] for row in rows]))
     print(
-        "Behind the colon stands a number of tokens, a share of the patches (0 to 1), or -1 where the method "
-        "has a rule of its own. What each does: docs/methods.md."
+        "Behind the colon stands a number of tokens, to which TRIM and some others add one for the rest, a "
+        "share of the patches (0 to 1), or -1 where the method has a rule of its own. What each does: "
+        "docs/methods.md."
     )

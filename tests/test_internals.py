@@ -66,6 +66,14 @@ def test_a_module_whose_weights_are_elsewhere_says_where_it_computes():
     assert internals.execution_device(module) == torch.device("cpu")
 
 
+def test_weights_that_are_elsewhere_can_be_read():
+    module = nn.Linear(2, 2)
+    weight = module.weight.detach().clone()
+    accelerate.cpu_offload(module, execution_device=torch.device("cpu"))
+    accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook(), append=True)
+    assert torch.equal(internals.offloaded_weight(module, "weight"), weight)
+
+
 def test_added_tokens_are_known_and_cut_out():
     tokenizer = load_tokenizer(TINY_LLAVA)
     assert isinstance(tokenizer, SentencePieceBackend)

@@ -9,6 +9,7 @@ device and dtype instead of float32 on the CPU.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -19,42 +20,60 @@ from llava.assistant import Assistant
 from llava.bench.pictures import picture_paths
 from llava.engine.base import Generation
 from llava.image_io import load_image
-from llava.messages import Failure, Request
-from llava.mm_utils import process_images
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.messages import Request, answer_of
+from llava.model.multimodal_encoder.reducers.registry import signals_of
+from llava.model.prompt_encoder import PromptEncoder
 from llava.options import CommandParser, add_model_options, load_assistant, positive
 from llava.utils import exit_on_user_error
+
+Pair = tuple[Image.Image, str]
+"""An image in RGB and a question about it."""
 
 ANSWER_TOKENS = 32
 QUESTIONS = ("What color is the star?", "Is there a red circle in the image?", "Describe the image.")
 
 
-def kept_in_batches(tower: CLIPVisionTower, pixels: Tensor, questions: list[str], batch: int) -> Tensor:
-    """Return which patches stay, bool (B, N), when (B, 3, height, width) pixels run ``batch`` at a time."""
-    kept = [
-        tower.select(pixels[start : start + batch], questions[start : start + batch]).kept
-        for start in range(0, len(pixels), batch)
-    ]
-    return torch.cat(kept)
+def kept_in_batches(encoder: PromptEncoder, pairs: Sequence[Pair], batch: int) -> list[Tensor]:
+    """Return which patches stay of each image-question pair, bool (N,), when ``batch`` run at a time.
+
+    Of an image in several crops N counts the patches of all.
+    """
+    kept: list[Tensor] = []
+    for start in range(0, len(pairs), batch):
+        images, questions = zip(*pairs[start : start + batch], strict=True)
+        pixels = [encoder.preprocess(image) for image in images]
+        seen = encoder.encode(pixels, [image.size for image in images], signals_of([encoder.reducer]))
+        reduced = encoder.reduce(seen, questions, [encoder.reducer] * len(seen))
+        kept += [image.crops.kept.flatten() for image in reduced]
+    return kept
 
 
-def count_flips(kept: Tensor, expected: Tensor) -> tuple[int, int]:
-    """Compare two choices of patches, bool (B, N) each: return how many patches and pairs differ."""
-    flipped = kept != expected
-    return int(flipped.sum()), int(flipped.any(dim=1).sum())
+def count_flips(kept: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[int, int]:
+    """Compare two choices of patches, bool (N,) per pair: return how many patches and pairs differ."""
+    flipped = [int((one != other).sum()) for one, other in zip(kept, expected, strict=True)]
+    return sum(flipped), sum(map(bool, flipped))
 
 
-def describe_flips(name: str, kept: Tensor, expected: Tensor) -> str:
-    """Compare two choices of patches, bool (B, N) each, in one line."""
+def describe_flips(name: str, kept: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    """Compare two choices of patches, bool (N,) per pair, in one line."""
     patches, pairs = count_flips(kept, expected)
+    of = sum(map(len, kept))
     return (
-        f"{name:<44} {patches} of {kept.numel()} patches ({patches / kept.numel():.4%}), "
+        f"{name:<44} {patches} of {of} patches ({patches / of:.4%}), "
         f"{pairs} of {len(kept)} image-question pairs"
     )
 
 
+def choose_on_the_cpu(assistant: Assistant) -> None:
+    """Take all that chooses patches to the CPU, in float32; the language model's layers stay."""
+    assistant.use_cuda_graphs(False)  # they are of a GPU
+    model = assistant.model.get_model()
+    for part in (assistant.encoder.tower, model.mm_projector, model.embed_tokens):
+        part.to(device="cpu", dtype=torch.float32)
+
+
 def answers_in_batches(
-    assistant: Assistant, pairs: list[tuple[Image.Image, str]], batch: int, new_tokens: int = ANSWER_TOKENS
+    assistant: Assistant, pairs: Sequence[Pair], batch: int, new_tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """Return the greedy answers to image-question pairs that run ``batch`` at a time.
 
@@ -63,12 +82,7 @@ def answers_in_batches(
     """
     generation = Generation(max_new_tokens=new_tokens)
     requests = (Request.ask(question, image, generation=generation) for image, question in pairs)
-    answers = []
-    for result in assistant.answer_all(requests, batch_size=batch):
-        if isinstance(result, Failure):
-            raise result.error
-        answers.append(result.text)
-    return answers
+    return [answer_of(result).text for result in assistant.answer_all(requests, batch_size=batch)]
 
 
 def count_differing(answers: list[str], expected: list[str]) -> int:
@@ -93,19 +107,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     paths = picture_paths(options.images)
     assistant = load_assistant(options)
-    tower = assistant.model.get_vision_tower()
-    assert tower is not None
+    encoder, tower = assistant.encoder, assistant.encoder.tower
     images = [load_image(path) for path in paths[: options.limit]]
     pairs = list(product(images, options.question or QUESTIONS))
-    pixels = torch.stack(
-        list(process_images([image for image, _ in pairs], assistant.image_processor, assistant.model.config))
-    )
-    questions = [question for _, question in pairs]
 
-    alone = kept_in_batches(tower, pixels, questions, 1)
-    together = kept_in_batches(tower, pixels, questions, options.batch)
-    share = float(alone.float().mean())
-    print(f"{tower.token_reduction}, {tower.device}, {tower.dtype}; kept on average {share:.1%}")
+    alone = kept_in_batches(encoder, pairs, 1)
+    together = kept_in_batches(encoder, pairs, options.batch)
+    share = float(torch.cat(alone).float().mean())
+    print(f"{encoder.reducer}, {tower.device}, {tower.dtype}; kept on average {share:.1%}")
     print(describe_flips(f"in batches of {options.batch} instead of alone", together, alone))
     answers = answers_in_batches(assistant, pairs, 1)
     print(
@@ -115,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             answers,
         )
     )
-    exact = kept_in_batches(tower.to(device="cpu", dtype=torch.float32), pixels, questions, 1)
+    choose_on_the_cpu(assistant)
+    exact = kept_in_batches(encoder, pairs, 1)
     print(describe_flips("instead of float32 on the CPU, same weights", alone, exact))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llava import __version__
-from llava.eval.batch_size import free_bytes
+from llava.eval.free_memory import free_bytes
 from llava.model.placement import choose_attention
 
 ROOT = Path(__file__).parents[2]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import UserError
+from llava.eval.files import read_text, write_text
 
 BEGIN, END = "<!-- generated from docs/benchmarks -->", "<!-- end -->"
 
@@ -19,17 +20,13 @@ def free_path(folder: Path, name: str) -> Path:
 
 
 def write_results(path: Path, document: str, tables: str) -> None:
-    """Write a JSON document, and its tables beside it.
+    """Write a JSON document, and its tables beside it; until they are complete, those there stay.
 
     Raises:
         UserError: If they cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(document, encoding="utf-8")
-        path.with_suffix(".md").write_text(tables, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the results could not be written to {path.parent}: {error.strerror}") from error
+    write_text(path, document)
+    write_text(path.with_suffix(".md"), tables)
 
 
 def read_json(path: Path, schema: object) -> dict[str, Any]:
@@ -70,8 +67,4 @@ def show(text: str, page: Path | None) -> None:
     if page is None:
         print(text, end="")
         return
-    try:
-        filled = put_between_marks(page.read_text(encoding="utf-8"), text)
-        page.write_text(filled, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{page} cannot be written: {error.strerror}") from error
+    write_text(page, put_between_marks(read_text(page), text))

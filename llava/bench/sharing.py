@@ -21,7 +21,7 @@ from llava.bench.subject import load_subject
 from llava.engine.base import Generation
 from llava.engine.stopwatch import Stopwatch
 from llava.engine.transformers_engine import TransformersEngine
-from llava.messages import Answer, Failure, Request
+from llava.messages import Request, answer_of
 from llava.options import CommandParser, add_model_options, positive
 from llava.utils import exit_on_user_error
 
@@ -82,19 +82,8 @@ def seconds(assistant: Assistant, requests: Sequence[Request], batch: int) -> tu
     """Answer requests with nothing kept of earlier ones; return how long it took and the answers."""
     assistant.clear_caches()
     watch = Stopwatch(assistant.encoder.device)
-    answers = [text_of(result) for result in assistant.answer_all(requests, batch)]
+    answers = [answer_of(result).text for result in assistant.answer_all(requests, batch)]
     return watch.lap() / 1000, answers
-
-
-def text_of(result: Answer | Failure) -> str:
-    """Return what was answered.
-
-    Raises:
-        UserError: If there is no answer.
-    """
-    if isinstance(result, Failure):
-        raise result.error
-    return result.text
 
 
 def report(what: str, turns: Sequence[tuple[float, float]]) -> None:

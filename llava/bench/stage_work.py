@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from llava.bench.floors import Work
+from llava.engine.row_cache import cache_bytes_per_position, head_width
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
@@ -79,17 +80,8 @@ def projector_work(projector: nn.Module, tokens: int, widths: int, itemsize: int
     return Work(moved, 2 * linear_weights(projector) * tokens)
 
 
-def cache_bytes_per_position(model: LlavaLlamaForCausalLM) -> int:
-    """Return the bytes of keys and values of one position."""
-    config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.dtype.itemsize
-
-
 def _attention_width(model: LlavaLlamaForCausalLM) -> int:
-    config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head
+    return model.config.num_attention_heads * head_width(model.config)
 
 
 def prefill_work(model: LlavaLlamaForCausalLM, lengths: Sequence[int]) -> Work:

@@ -12,7 +12,8 @@ from llava.bench.model_sizes import MODEL_SIZES, ModelSize
 from llava.bench.random_llava import language_model_bytes, random_assistant
 from llava.engine.base import Generation
 from llava.errors import UserError
-from llava.eval.batch_size import free_bytes, request_bytes
+from llava.eval.batch_size import request_bytes
+from llava.eval.free_memory import free_bytes
 from llava.model.placement import parse_device, parse_dtype
 from llava.options import load_assistant
 

@@ -43,7 +43,7 @@ class LayerShapes:
         return cls(
             devices=tuple((device, len(list(layers))) for device, layers in groupby(where)),
             heads=config.num_key_value_heads,
-            width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            width=head_width(config),
             dtype=dtype,
         )
 
@@ -53,6 +53,18 @@ class LayerShapes:
         # Written to outside of inference mode too, where CUDA graphs are recorded.
         with torch.inference_mode(False):
             return [torch.zeros(n, *shape, dtype=self.dtype, device=device) for device, n in self.devices]
+
+
+def head_width(config: Any) -> int:
+    """Return the width of one head of a Llama's attention."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def cache_bytes_per_position(model: Any) -> int:
+    """Return the bytes that the keys and values of one position of a Llama take."""
+    config = model.config
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
+    return numbers * model.dtype.itemsize
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.eval.answers import read_answers
 from llava.eval.benchmark import Response
 from llava.eval.benchmarks.llava_bench import REVIEWING, RULES, Sources, load_questions
-from llava.eval.files import read_jsonl
+from llava.eval.files import has_error
 from llava.eval.judge import Judge
 from llava.eval.reviews import review
 from llava.options import CommandParser, positive
@@ -19,20 +20,21 @@ JUDGE_MODEL = "gpt-4-0613"  # TRIM's, whose numbers are to be compared with
 
 
 def read_responses(sources: Sources, answers_file: Path) -> list[Response]:
-    """Read the answers that are compared with the reference's.
+    """Read the answers that are compared with the reference's; one that failed says so.
 
     Raises:
         UserError: If a file is missing or malformed, or a question has no answer.
     """
-    answers = {line["question_id"]: line for line in read_jsonl(answers_file, "question_id", "text")}
+    questions = load_questions(sources, image_folder=Path())
+    answers = read_answers(answers_file, [question.id for question in questions], sources.questions)
     responses = []
-    for question in load_questions(sources, image_folder=Path()):
-        if question.id not in answers:
+    for question in questions:
+        if (answer := answers.get(str(question.id))) is None:
             raise UserError(f"{sources.questions}: question {question.id} has no answer in {answers_file}")
-        answer = answers[question.id]
         ids = (question.target.answer_ids[0], answer.get("answer_id"))
         target = replace(question.target, answer_ids=ids)
-        responses.append(Response(replace(question, target=target), answer["text"]))
+        error = "no answer" if has_error(answer) else None
+        responses.append(Response(replace(question, target=target), answer["text"], error))
     return responses
 
 
@@ -52,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     responses = read_responses(sources, candidate)
     judge = Judge.from_environment(options.judge_model)
     reviews = review(judge, replace(REVIEWING, max_tokens=options.max_tokens), responses, options.output)
-    print(printable(f"{len(reviews.marks)} reviews by {reviews.judge} in {options.output}"))
+    failed = sum(response.error is not None for response in responses)
+    print(printable(f"{len(reviews.marks) - failed} reviews by {reviews.judge} in {options.output}"))
+    if failed:
+        print(f"{failed} answers failed and were not sent; summarize_gpt_review leaves them out")
     if reviews.failures:
         raise UserError(
             f"{reviews.failures} of {len(responses)} answers have got no review; run again to ask for them"

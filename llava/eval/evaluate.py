@@ -121,9 +121,11 @@ def evaluate(
         {"model": choices.model_path or BUNDLED, **asked.settings},
         choices.result_path(benchmark, split),
     )
+    export = _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None
     if benchmark.judge and choices.judge is None and (judged := _judged_before(path, settings)):
         logger.warning("%s: kept what %s said of these answers", benchmark.name, judged["judge"]["judge"])
-        path.touch()  # it is of this run too
+        judged["export"] = export
+        write_json(path, judged)  # its date of change says that it is of this run too
         return judged
     reviews = _judge(benchmark, asked.responses, folder, choices)
     marks = list(reviews.marks) if isinstance(reviews, Reviews) else marks_of(benchmark, asked.responses)
@@ -145,7 +147,7 @@ def evaluate(
         "versions": versions(),
         "config": assistant.model.config.to_dict(),
         "answers_file": str(plan.answers_file),
-        "export": _export(benchmark, asked.responses, folder, split, choices.run_id) if is_whole else None,
+        "export": export,
         "marks": [[mark.unit, mark.points, mark.group, mark.expected] for mark in marks],
     }
     _write_result(path, result)

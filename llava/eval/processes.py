@@ -57,6 +57,12 @@ class Processes:
             return None
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
+    def sharing(self, device: torch.device) -> int:
+        """Return how many processes at most have their models on one device of this machine."""
+        here = max(1, min(self.count, _count("LOCAL_WORLD_SIZE", self.count)))
+        devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        return -(-here // devices)
+
 
 @contextmanager
 def launched_processes() -> Iterator[Processes]:

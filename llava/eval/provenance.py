@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from llava import __version__
 from llava.assistant import Assistant
 from llava.eval.benchmark import Question
+from llava.internals import offloaded_weight
 from llava.messages import ImageSource
 from llava.model.multimodal_encoder.reducers.registry import parse_reduction
 
@@ -43,11 +45,15 @@ def weights_digest(model: nn.Module) -> str:
     """Tell models apart by some elements of each of their weights, wherever they were loaded from.
 
     Training changes nearly all elements of a weight; reading all of them would take minutes. CLIP's text
-    encoder, which is loaded only where it is needed, is told by itself in `settings_of`.
+    encoder, which is loaded only where it is needed, is told by itself in `settings_of`. Weights that found
+    no room on the device count like all others: how many these are depends on what else runs there.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        if isinstance(weight, torch.Tensor) and not weight.is_meta and TEXT_TOWER not in name:
+        if isinstance(weight, torch.Tensor) and TEXT_TOWER not in name:
+            if weight.is_meta:
+                module, _, own_name = name.rpartition(".")
+                weight = offloaded_weight(model.get_submodule(module), own_name)  # noqa: PLW2901
             flat = weight.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLES)]
             digest.update(f"{name} {tuple(weight.shape)}".encode())
@@ -84,9 +90,9 @@ def settings_of(assistant: Assistant, reduction: str | None = None) -> dict[str,
     }
 
 
-def _source_digest(kind: type) -> str:
-    """Tell versions of a reducer's module apart: one that was added lies outside of the package."""
-    path = inspect.getsourcefile(kind)
+def _source_digest(code: type | FunctionType) -> str:
+    """Tell versions of a module apart by a class or function of it; it may lie outside of the package."""
+    path = inspect.getsourcefile(code)
     return hashlib.sha256(b"" if path is None else Path(path).read_bytes()).hexdigest()[:16]
 
 
@@ -113,7 +119,11 @@ def code_digest() -> str:
 
 
 def question_digests(questions: Sequence[Question]) -> list[str]:
-    """Tell questions apart by what is asked and shown; where a benchmark lies does not matter."""
+    """Tell questions apart by what is asked and shown; where a benchmark lies does not matter.
+
+    What says which patches show what is asked about is told by its code: what was kept of these is recorded
+    with the answer. Drawing all the scenes again, to compare patches, would take seconds per setting.
+    """
     images: dict[Any, str] = {}
     told = []
     for question in questions:
@@ -121,6 +131,8 @@ def question_digests(questions: Sequence[Question]) -> list[str]:
         if key not in images:
             images[key] = _image_digest(question.image)
         shown = [question.id, question.text, question.clip_text, images[key], sorted(question.extra.items())]
+        if (about := question.about) is not None:
+            shown.append(_source_digest(about if isinstance(about, FunctionType) else type(about)))
         told.append(digest_of(shown))
     return told
 

@@ -39,16 +39,14 @@ def eval_model(args: Any) -> None:
     Raises:
         UserError: If an image, the model, the question or a setting does not serve.
     """
-    from llava.messages import Failure, Request
+    from llava.messages import Request, answer_of
 
     images = load_images(image_parser(args))
     request = Request.ask(
         args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), *images, generation=read_generation(args)
     )
     (result,) = load_assistant(args).answer_all([request])
-    if isinstance(result, Failure):
-        raise result.error
-    print(printable(result.text))
+    print(printable(answer_of(result).text))
 
 
 def image_parser(args: Any) -> list[str]:

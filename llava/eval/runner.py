@@ -208,7 +208,7 @@ def _answer_share(
     pending = [index for index in share if index not in entries or entries[index].error is not None]
     if not pending:
         return
-    batch_size = plan.batch_size or choose_batch_size(assistant, plan.generation)
+    batch_size = plan.batch_size or choose_batch_size(assistant, plan.generation, processes)
     requests = (request_for(questions[index], plan) for index in pending)
     bar = tqdm(
         desc=plan.label,

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from llava.assistant import Assistant
 from llava.bench import flips, model_sizes, training
 from llava.engine.stopwatch import Stopwatch
+from llava.image_io import load_image
 from tests.conftest import GOLDEN, TINY_CLIP_SIZES, TINY_LLAVA
 
 
@@ -17,6 +19,20 @@ def test_flips_are_none_on_a_cpu_in_float32(capsys):
     assert " 0 of 3456 patches" in batches
     assert " 0 of 6 answers" in answers
     assert " 0 of 6 image-question pairs" in exact
+
+
+@pytest.mark.parametrize("setting", ["MMTok:20", "DivPrune:20", "Cover:20"])
+def test_patches_are_chosen_as_for_an_answer(setting, capsys):
+    """Some methods know what is padding, others judge what is behind the projector."""
+    assistant = Assistant.load(str(TINY_LLAVA), device="cpu", token_reduction=setting, conv_mode="vicuna_v1")
+    image, question = load_image(GOLDEN / "img0.png").resize((400, 100)), "What color is the star?"
+    (kept,) = flips.kept_in_batches(assistant.encoder, [(image, question)], 4)
+    answer = assistant.answer(question, image)
+    assert torch.equal(kept, answer.kept[0].flatten())
+    model = ["--model-path", str(TINY_LLAVA), "--device", "cpu", "--dtype", "bfloat16"]
+    arguments = ["--token-reduction", setting, "--images", str(GOLDEN), "--limit", "1", "--question", "What?"]
+    assert flips.main([*model, *arguments]) == 0
+    assert capsys.readouterr().out.startswith(f"{setting}, cpu, torch.bfloat16; kept on average 3.5%")
 
 
 def test_flips_are_counted_by_hand():

@@ -225,7 +225,7 @@ def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeyp
     monkeypatch.setattr(results, "free_path", lambda folder, name: folder / "file" / "below")
     chosen = ["--batch-sizes", "1", "--reductions", "Pool:1", "--out", str(tmp_path)]
     assert main([*TINY, "--repeats", "1", "--new-tokens", "2", *chosen]) == 2
-    assert "the results could not be written to" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_rest_is_written(monkeypatch, tmp_path: Path, capsys):

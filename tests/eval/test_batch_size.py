@@ -2,12 +2,11 @@
 
 from types import SimpleNamespace
 
-import torch
-
 from llava.assistant import bundled_checkpoint
 from llava.engine.base import Generation
 from llava.eval import batch_size
-from llava.eval.batch_size import LARGEST, choose_batch_size, free_bytes, request_bytes
+from llava.eval.batch_size import LARGEST, choose_batch_size, request_bytes
+from llava.eval.processes import Processes
 from llava.model.loading import load_prompt_model
 from llava.model.placement import choose_placement
 
@@ -26,14 +25,17 @@ def test_half_of_the_free_memory_is_used(shapes, monkeypatch):
     each = request_bytes(shapes, generation)
     for free, expected in ((0, 1), (each, 1), (9 * each, 4), (10**6 * each, LARGEST)):
         monkeypatch.setattr(batch_size, "free_bytes", lambda _, free=free: free)
-        assert choose_batch_size(shapes, generation) == expected
+        assert choose_batch_size(shapes, generation, Processes()) == expected
+
+
+def test_processes_on_one_device_share_its_memory(shapes, monkeypatch):
+    generation = Generation(max_new_tokens=128)
+    each = request_bytes(shapes, generation)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda _: 25 * each)
+    assert choose_batch_size(shapes, generation, Processes(0, 4)) == 3
 
 
 def test_memory_of_an_engine_elsewhere_is_not_counted(monkeypatch):
     model = load_prompt_model(str(bundled_checkpoint()), None, choose_placement("cpu", None))
     monkeypatch.setattr(batch_size, "free_bytes", lambda _: 0)
-    assert choose_batch_size(SimpleNamespace(model=model), Generation()) == LARGEST
-
-
-def test_free_memory_is_some():
-    assert 2**20 < free_bytes(torch.device("cpu")) < 2**45
+    assert choose_batch_size(SimpleNamespace(model=model), Generation(), Processes()) == LARGEST

@@ -151,8 +151,12 @@ def test_a_run_without_a_judge_keeps_what_a_judge_said_of_the_same_answers(shape
     with serving(lambda text, before: "1.0") as server:
         judged = replace(choices, judge=Judge("a-judge", server.url, waits_s=()))
         evaluate(MMVET, shapes, judged, ALONE)
+        exported = choices.data / "mm-vet" / "results" / f"{choices.run_id}.json"
+        exported.unlink()
         again = evaluate(MMVET, shapes, choices, ALONE)
         assert again["score"]["value"] == 100
+        assert again["export"] == str(exported)
+        assert len(json.loads(exported.read_text())) == 24
         assert "mmvet: kept what a-judge said of these answers" in caplog.text
         other = replace(choices, judge=Judge("b/judge", server.url, waits_s=()))
         assert evaluate(MMVET, shapes, other, ALONE)["judge"]["judge"] == "b/judge"

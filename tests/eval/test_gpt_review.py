@@ -87,6 +87,25 @@ def test_what_the_judge_left_out_is_said_and_asked_for_by_the_next_run(command, 
     assert [request["max_tokens"] for request in requests] == [99]
 
 
+def test_an_answer_that_failed_is_not_sent(command, tmp_path, capsys):
+    failed = {"question_id": 5, "text": "", "metadata": {"error": "no such image"}}
+    write_lines(tmp_path / "own.jsonl", [failed, {"question_id": 6, "text": "So.", "metadata": {}}])
+    code, requests = command(lambda *_: "8 6")
+    assert code == 0
+    assert len(requests) == 1
+    assert "Why?" in requests[0]["messages"][-1]["content"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"1 reviews by gpt-4-0613 in {tmp_path / 'review.jsonl'}",
+        "1 answers failed and were not sent; summarize_gpt_review leaves them out",
+    ]
+
+
+def test_ids_may_be_numbers_or_texts(command, tmp_path):
+    write_lines(tmp_path / "own.jsonl", [{"question_id": key, "text": "I"} for key in ("5", "6")])
+    code, requests = command(lambda *_: "8 6")
+    assert (code, len(requests)) == (0, 2)
+
+
 def test_another_judge_reviews_everything(command, tmp_path):
     command(lambda *_: "8 6")
     _, requests = command(lambda *_: "8 6", "--judge-model", "qwen")

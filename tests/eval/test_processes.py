@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from llava.errors import UserError
-from llava.eval.processes import launched_processes
+from llava.eval.processes import Processes, launched_processes
 
 
 def test_alone_there_is_nobody_to_meet(monkeypatch):
@@ -33,6 +34,18 @@ def test_what_no_launcher_sets_is_one_sentence(settings, message, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message), launched_processes():
         pass
+
+
+@pytest.mark.parametrize(
+    ("here", "on_the_cpu", "on_a_gpu"), [(None, 12, 3), ("6", 6, 2), ("4", 4, 1), ("0", 1, 1)]
+)
+def test_a_device_is_shared_by_processes_of_its_machine(here, on_the_cpu, on_a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert Processes(0, 12).sharing(torch.device("cpu")) == on_the_cpu
+    assert Processes(0, 12).sharing(torch.device("cuda:1")) == on_a_gpu
 
 
 SCRIPT = """

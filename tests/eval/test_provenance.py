@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
+from accelerate import cpu_offload
 
 from llava.assistant import Assistant
 from llava.eval import provenance
 from llava.eval.benchmark import Question
 from llava.eval.provenance import code_digest, question_digests, settings_of, versions, weights_digest
+from llava.model.loading import load_checkpoint
+from llava.model.placement import Placement, parse_device
 from tests.conftest import TINY_LLAVA
 
 
@@ -19,6 +24,23 @@ def test_models_are_told_apart_by_their_weights_alone(shapes):
     with torch.no_grad():
         again.model.lm_head.weight.mul_(1.001)  # as after a step of training
     assert weights_digest(again.model) != weights_digest(shapes.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_found_no_room_on_the_device_are_told_like_all_others(dtype, tmp_path):
+    """Which ones these are depends on the memory that other programs leave."""
+    whole = load_checkpoint(TINY_LLAVA, None, Placement(parse_device("cpu"), dtype)).model
+    expected = weights_digest(whole)
+    parts = ("embed_tokens", "norm", "rotary_emb", "mm_projector", "vision_tower", "layers.0", "layers.2")
+    places = dict.fromkeys(["lm_head", *(f"model.{part}" for part in parts)], "cpu")
+    places["model.layers.1"] = "disk"
+    placement = Placement(parse_device("cpu"), dtype, device_map=places, offload_folder=tmp_path)
+    on_disk = load_checkpoint(TINY_LLAVA, None, placement).model
+    assert on_disk.get_model().layers[1].mlp.up_proj.weight.is_meta
+    assert weights_digest(on_disk) == expected
+    cpu_offload(whole.get_model().mm_projector, execution_device=torch.device("cpu"))
+    assert whole.get_model().mm_projector[0].weight.is_meta
+    assert weights_digest(whole) == expected
 
 
 def test_a_setting_that_changes_answers_is_told(shapes, monkeypatch):
@@ -58,6 +80,28 @@ def test_questions_are_told_apart_by_what_is_asked_and_shown_not_by_where_it_lie
     assert digests[0] == digest
     # An image that is not there is told like none: the question fails, and is asked anyway.
     assert len(set(digests)) == len(digests) - 1
+
+
+def test_questions_are_told_apart_by_what_counts_as_asked_about(tmp_path, monkeypatch):
+    class Corner:
+        def __call__(self, rows, columns):
+            return np.eye(rows, columns, dtype=bool)
+
+    code = tmp_path / "code.py"
+    monkeypatch.setattr(provenance.inspect, "getsourcefile", lambda kind: str(code))
+    questions = [
+        Question(1, "a", about=lambda *grid: np.ones(grid, dtype=bool)),
+        Question(1, "a"),
+        Question(1, "a", about=Corner()),
+    ]
+    code.write_text("first")
+    first, without, corner = question_digests(questions)
+    assert question_digests(questions) == [first, without, corner]
+    code.write_text("second")
+    again = question_digests(questions)
+    assert again[0] != first
+    assert again[1] == without
+    assert again[2] != corner
 
 
 def test_code_is_told_apart_by_what_answers(tmp_path, monkeypatch):

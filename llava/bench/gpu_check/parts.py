@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llava.bench.gpu_check.sizes import Size
-from llava.eval.batch_size import free_bytes
+from llava.eval.free_memory import free_bytes
 
 Row = dict[str, Any]
 """One line of results, of what JSON can hold."""

@@ -22,18 +22,16 @@ def run(device: torch.device, size: Size) -> Iterator[Row]:
     images = [Scene.from_seed(seed).render() for seed in HELD_OUT[: size.pictures]]
     pairs = list(product(images, QUESTIONS))
     exact = Assistant.load(device="cpu", dtype="float32")
-    questions = [question for _, question in pairs]
-    pixels = torch.cat([exact.encoder.preprocess(image) for image, _ in pairs])
-    expected = kept_in_batches(exact.encoder.tower, pixels, questions, 1)
+    expected = kept_in_batches(exact.encoder, pairs, 1)
     said = answers_in_batches(exact, pairs, 1)
     for dtype in DTYPES:
         assistant = Assistant.load(device=str(device), dtype=dtype)
-        alone = kept_in_batches(assistant.encoder.tower, pixels, questions, 1)
+        alone = kept_in_batches(assistant.encoder, pairs, 1)
         answers = answers_in_batches(assistant, pairs, 1)
-        batched = kept_in_batches(assistant.encoder.tower, pixels, questions, BATCH)
+        batched = kept_in_batches(assistant.encoder, pairs, BATCH)
         yield {
             "dtype": dtype,
-            "patches": alone.numel(),
+            "patches": sum(map(len, alone)),
             "pairs": len(pairs),
             "in_batches": _differences(
                 count_flips(batched, alone), answers_in_batches(assistant, pairs, BATCH), answers

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
+from llava.model.multimodal_encoder.reducers.base import Choice, everything
 from llava.model.multimodal_encoder.reducers.fastervlm import FasterVLM
 from llava.model.multimodal_encoder.reducers.hiprune import HiPrune
 from llava.model.multimodal_encoder.reducers.prumerge import PruMerge, PruMergePlus
 from llava.model.multimodal_encoder.reducers.tome import ToMe
 from llava.model.multimodal_encoder.reducers.visionzip import VisionZip
 from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
+from llava.model.multimodal_encoder.token_reduction import ReducerInputs
 from tests.model.reducers.synthetic import RandomImage
 
-ADAPTIVE = [PruMerge, PruMergePlus]
+ADAPTIVE = [PruMerge, PruMergePlus]  # which add a token for the rest, too
 FIXED = [FasterVLM, HiPrune, ToMe, VisPruner, VisionZip]
 METHODS = ADAPTIVE + FIXED
 
@@ -27,7 +29,8 @@ def test_a_setting_reads_what_it_writes(method, value):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", ["", "many", "0", "-2", "1.5", "nan", "inf"])
 def test_what_is_no_number_of_tokens_is_refused_with_what_would_be(method, value):
-    with pytest.raises(ValueError, match="takes a whole number of visual tokens, or a share") as refused:
+    counted = "patches beside a token for the rest" if method in ADAPTIVE else "visual tokens"
+    with pytest.raises(ValueError, match=f"takes a whole number of {counted}, or a share") as refused:
         method.parse(value)
     assert str(refused.value).endswith(f"but not {value!r}")
     assert ("-1 for its own rule" in str(refused.value)) == (method in ADAPTIVE)
@@ -69,3 +72,28 @@ def test_half_precision_is_computed_in_full_and_comes_back_as_it_was(method):
     if expected.tokens is not None:
         assert found.tokens.dtype == torch.float16
         assert torch.equal(found.tokens, expected.tokens.half())
+
+
+class Halving(ToMe):
+    """Makes tokens of half of the patches, or keeps all, and has all projected."""
+
+    needs_projected = True
+
+    def choose(self, image):
+        if image.patches[0, 0] > 0:
+            return everything(image)
+        return Choice(torch.arange(18), 2 * image.patches[:18])
+
+
+@pytest.mark.parametrize(("signs", "is_projected"), [((1, -1), False), ((-1, -1), False), ((1, 1), True)])
+def test_tokens_of_a_batch_are_all_projected_or_none(signs, is_projected):
+    images = [RandomImage(side=6, seed=seed) for seed in range(2)]
+    for image, sign in zip(images, signs, strict=True):
+        image.patches[0, 0] = sign
+        image.projected = lambda image=image: image.patches * 3
+    patches = torch.stack([image.patches for image in images])
+    found = Halving.parse("18")(ReducerInputs(patches, patches, lambda: patches, images))
+    assert found.counts == tuple(36 if sign > 0 else 18 for sign in signs)
+    assert (found.projected is not None) == is_projected
+    if is_projected:
+        assert torch.equal(found.projected, 3 * found.packed)

@@ -41,6 +41,24 @@ def test_another_name_is_refused_with_those_there_are():
         parse_reduction("Trim:64")
 
 
+def test_the_accepted_forms_say_where_minus_one_is_among_them():
+    with pytest.raises(UserError) as refused:
+        parse_reduction("Covr:-1")
+    _, adaptive, fixed = re.split(r" r or k behind ", str(refused.value).partition(" (llava")[0])
+    assert adaptive == "PruMerge, PruMerge+, Cover, Cover+CLS, or"
+    for name in METHODS:
+        assert (name in re.split(", ", fixed)) == (name not in adaptive.split(", "))
+    assert "-1, r or k behind PruMerge" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_message_counts_patches_where_a_token_for_the_rest_is_added(name):
+    adds = name in ("PruMerge", "PruMerge+", "Cover", "Cover+CLS")
+    counted = "patches beside a token for the rest, or" if adds else "visual tokens, or"
+    with pytest.raises(UserError, match=f"takes a whole number of {counted}"):
+        parse_reduction(f"{name}:0")
+
+
 def test_the_list_has_a_line_for_each_with_what_it_reads(capsys):
     assert [line["name"] for line in describe()] == list(REDUCERS)
     main(["reducers"])

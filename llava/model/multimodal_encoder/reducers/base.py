@@ -152,11 +152,13 @@ class Method:
         """Reduce (B, N, D) patches image by image."""
         kept = torch.zeros(inputs.patches.shape[:2], dtype=torch.bool)
         tokens, projected = [], []
-        for row, image in enumerate(inputs.images):
-            choice = self.choose(image)
+        choices = [self.choose(image) for image in inputs.images]
+        # Of all tokens or of none; those that a method makes of patches have not been projected.
+        is_projected = self.needs_projected and all(choice.tokens is None for choice in choices)
+        for row, (image, choice) in enumerate(zip(inputs.images, choices, strict=True)):
             kept[row, choice.kept.cpu()] = True
             tokens.append(image.patches[choice.kept] if choice.tokens is None else choice.tokens)
-            if self.needs_projected and choice.tokens is None:
+            if is_projected:
                 projected.append(image.projected()[choice.kept])
         return VisualTokens(
             torch.cat(tokens).to(inputs.patches.dtype),
@@ -172,11 +174,13 @@ class Budgeted(Method):
 
     Attributes:
         adaptive: Whether -1 leaves the number to a rule of the method's own.
-        budget: A number of visual tokens, or a share of the patches.
+        adds_rest: Whether a token that stands for the rest comes on top of the number.
+        budget: A number of visual tokens (of patches where there is such a token), or a share of the patches.
     """
 
     budget: Count | Ratio | Adaptive
     adaptive: ClassVar[bool] = False
+    adds_rest: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, value: str) -> Budgeted:
@@ -193,9 +197,10 @@ class Budgeted(Method):
             if isinstance(budget, Count | Ratio) or (cls.adaptive and isinstance(budget, Adaptive)):
                 return cls(budget)
             reason = ", because it has no rule of its own for how many tokens an image needs"
+        counted = "patches beside a token for the rest" if cls.adds_rest else "visual tokens"
         own_rule = ", or -1 for its own rule" if cls.adaptive else ""
         raise ValueError(
-            f"{cls.name} takes a whole number of visual tokens, or a share of the patches above 0 and up to 1"
+            f"{cls.name} takes a whole number of {counted}, or a share of the patches above 0 and up to 1"
             f"{own_rule}, but not {shown(value)}{reason}"
         )
 

@@ -33,6 +33,7 @@ class Cover(Budgeted):
     name: ClassVar[str] = "Cover"
     paper: ClassVar[str] = "-"
     adaptive: ClassVar[bool] = True
+    adds_rest: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = True
     needs_question: ClassVar[bool] = True
     needs_padding: ClassVar[bool] = True

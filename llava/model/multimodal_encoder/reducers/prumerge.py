@@ -120,6 +120,7 @@ class PruMerge(Budgeted):
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS})
     needs_next_layer: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
+    adds_rest: ClassVar[bool] = True
 
     def own_count(self, image: ImageInputs) -> int:
         """Count the outliers of the image, at least 1."""

@@ -42,10 +42,12 @@ METHODS: dict[str, type[Budgeted]] = {
 """Methods other than TRIM and its baselines."""
 REDUCERS: dict[str, type[Reducer]] = {"TRIM": Trim, "Random": Random, "Pool": Pool, **METHODS}
 """What may stand in front of the colon."""
+_ADAPTIVE = ", ".join(name for name, method in METHODS.items() if method.adaptive)
+_FIXED = ", ".join(name for name, method in METHODS.items() if not method.adaptive)
 ACCEPTED_FORMS = (
     "'none', 'TRIM:-1' (adaptive), 'TRIM:r' with a ratio 0 < r <= 1, 'TRIM:k' with a whole number k of "
-    f"patches, 'Random:' followed by the same, 'Pool:k', or r or k behind {', '.join(METHODS)} "
-    "(llava reducers describes them)"
+    f"patches, 'Random:' followed by the same, 'Pool:k', -1, r or k behind {_ADAPTIVE}, or r or k behind "
+    f"{_FIXED} (llava reducers describes them)"
 )
 
 JOINT = "patches and question in CLIP's joint space"
