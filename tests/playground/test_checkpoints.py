@@ -21,12 +21,13 @@ CLIP, LLAVA = CHECKPOINTS / "clip-shapes", CHECKPOINTS / "llava-shapes"
 UNREDUCED = CHECKPOINTS / "llava-shapes-none"
 HARD_CHECKPOINTS = ROOT / "playground" / "hard_shapes" / "checkpoints"
 HARD_CLIP, HARD_LLAVA = HARD_CHECKPOINTS / "clip-hard-shapes", HARD_CHECKPOINTS / "llava-hard-shapes"
+HARD_UNREDUCED = HARD_CHECKPOINTS / "llava-hard-shapes-none"
 
 
 def test_checkpoints_are_small_half_precision_and_hold_clip_once():
     for checkpoints in (CHECKPOINTS, HARD_CHECKPOINTS):
         assert sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file()) < 20e6
-    for folder in (CLIP, UNREDUCED, LLAVA, HARD_CLIP, HARD_LLAVA):
+    for folder in (CLIP, UNREDUCED, LLAVA, HARD_CLIP, HARD_UNREDUCED, HARD_LLAVA):
         with safe_open(folder / "model.safetensors", "pt") as weights:
             names = list(weights.keys())
             assert {weights.get_tensor(name).dtype for name in names if "position_ids" not in name} == {
@@ -114,15 +115,32 @@ def test_clip_finds_small_things_in_crowded_scenes():
         assert results[kind]["kept"] < 0.22
 
 
-def test_the_model_for_crowded_scenes_answers_held_out_questions():
-    asked = CROWDED.load(Path(), "held-out")[:64]
-    assistant = Assistant.load(str(HARD_LLAVA), device="cpu")
-    assert assistant.model.config.mm_vision_token_reduce_func == "TRIM:-1"
+def answer_crowded(model, reduction=None, count=64):
+    """Return the share of held-out questions about crowded scenes that are right, and the visual tokens."""
+    asked = CROWDED.load(Path(), "held-out")[:count]
     requests = [
-        Request.ask(question.text, question.image, generation=CROWDED.generation) for question in asked
+        Request.ask(question.text, question.image, generation=CROWDED.generation, token_reduction=reduction)
+        for question in asked
     ]
-    answers = assistant.answer_all(requests)
+    answers = list(Assistant.load(str(model), device="cpu").answer_all(requests))
     marks = [
         CROWDED.mark(Response(question, answer.text)) for question, answer in zip(asked, answers, strict=True)
     ]
-    assert sum(mark.points for mark in marks) / len(marks) > 0.85
+    return sum(mark.points for mark in marks) / count, {answer.cost.visual_tokens for answer in answers}
+
+
+def test_the_model_for_crowded_scenes_answers_held_out_questions():
+    config = json.loads((HARD_LLAVA / "config.json").read_text())
+    assert config["mm_vision_token_reduce_func"] == "TRIM:-1"
+    right, tokens = answer_crowded(HARD_LLAVA)
+    assert right > 0.85
+    assert max(tokens) < 200
+
+
+def test_its_companion_reads_whole_images_and_as_well_what_trim_keeps():
+    config = json.loads((HARD_UNREDUCED / "config.json").read_text())
+    assert config["mm_vision_token_reduce_func"] is None
+    for reduction, expected in ((None, 576), ("TRIM:64", 65)):
+        right, tokens = answer_crowded(HARD_UNREDUCED, reduction)
+        assert right > 0.8
+        assert tokens == {expected}
