@@ -1,7 +1,7 @@
-"""Variants of `Cover` and of TRIM's merged token that were tried, as methods for `llava compare`.
+"""Successors of TRIM that were tried, as methods for `llava compare`: `Cover`, its variants, and others.
 
 ``python -m playground.reducer_variants ...`` is ``llava compare ...`` with these among the methods. They are
-not in the package: what is kept of them is.
+not in the package, since none of them is surely better than TRIM at two budgets (docs/methods.md).
 
 Shapes: N patches, k of which stay, D width of the tower.
 """
@@ -29,10 +29,10 @@ from llava.model.multimodal_encoder.reducers.base import (
     member_sums,
     top,
 )
-from llava.model.multimodal_encoder.reducers.cover import Cover
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
 from llava.model.multimodal_encoder.reducers.relevance import question_relevance
 from llava.model.multimodal_encoder.token_reduction import Ratio
+from playground.cover import Cover, CoverSalient
 
 
 def mean_one(weights: Tensor) -> Tensor:
@@ -168,13 +168,7 @@ class Anchors(Cover):
     def reduce(self, image: ImageInputs, count: int) -> Choice:
         """Keep patches, and the means of the groups behind them."""
         groups = max(1, count // 8)
-        kept = Cover.reduce(self, image, count - groups + 1).kept
-        rest = image.patches[dropped(image, kept)]
-        similarity = cosine(rest)
-        anchors = pick_coverage((similarity + 1) / 2, groups)
-        sums, members = member_sums(rest, similarity[:, anchors].argmax(dim=1), groups)
-        means = (sums / members.clamp(min=1).unsqueeze(1)).to(image.patches.dtype)
-        return Choice(kept, torch.cat([image.patches[kept], means]))
+        return with_means(image, Cover.reduce(self, image, count - groups + 1).kept, groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +212,21 @@ class TrimSmooth(TrimVariant):
         return Cover(self.budget).worth(image)
 
 
+@dataclass(frozen=True, slots=True)
+class TrimAnchors(TrimVariant):
+    """The most relevant patches, and an eighth of the budget as means of the others around anchors."""
+
+    name: ClassVar[str] = "TRIM-anchors"
+
+    def reduce(self, image: ImageInputs, count: int) -> Choice:
+        """Keep patches, and the means of the groups behind them."""
+        groups = max(1, count // 8)
+        return with_means(image, top(self.scores(image), count - groups + 1), groups)
+
+
 VARIANTS: tuple[type[Budgeted], ...] = (
-    *(Sharp, Uniform, Squared, Eighth, AddSaliency, GateSaliency, Threshold),
-    *(Pure, Repeated, Anchors, TrimVariant, TrimRepeated, TrimSmooth),
+    *(Cover, CoverSalient, Sharp, Uniform, Squared, Eighth, AddSaliency, GateSaliency, Threshold),
+    *(Pure, Repeated, Anchors, TrimVariant, TrimRepeated, TrimSmooth, TrimAnchors),
 )
 
 
@@ -229,6 +235,16 @@ def dropped(image: ImageInputs, kept: Tensor) -> Tensor:
     rest = torch.ones(len(image.patches), dtype=torch.bool, device=kept.device)
     rest[kept] = False
     return rest
+
+
+def with_means(image: ImageInputs, kept: Tensor, groups: int) -> Choice:
+    """Put behind the kept patches the means of the others, grouped around as many anchors."""
+    rest = image.patches[dropped(image, kept)]
+    similarity = cosine(rest)
+    anchors = pick_coverage((similarity + 1) / 2, groups)
+    sums, members = member_sums(rest, similarity[:, anchors].argmax(dim=1), groups)
+    means = (sums / members.clamp(min=1).unsqueeze(1)).to(image.patches.dtype)
+    return Choice(kept, torch.cat([image.patches[kept], means]))
 
 
 def repeat_last(choice: Choice, times: int) -> Choice:

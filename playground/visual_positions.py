@@ -35,7 +35,6 @@ from llava.markdown import markdown_table
 from llava.messages import read_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.reducers.base import Selection
-from llava.model.multimodal_encoder.reducers.cover import Cover
 from llava.model.multimodal_encoder.reducers.registry import REDUCERS, parse_reduction, signals_of
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Random, Trim
 from llava.options import CommandParser, positive
@@ -43,7 +42,7 @@ from llava.utils import exit_on_user_error
 
 WAYS = {"as published": (False, False), "places": (True, False), "size": (False, True), "both": (True, True)}
 """What is done: whether positions are the patches', and whether the merged token's size counts."""
-IN_RASTER_ORDER = (NoReduction, Trim, Random, Cover, Selection)
+IN_RASTER_ORDER = (NoReduction, Trim, Random, Selection)
 """Reductions whose tokens are patches in raster order, and maybe the mean of the rest behind them."""
 
 

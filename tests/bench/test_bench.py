@@ -21,7 +21,7 @@ def test_flips_are_none_on_a_cpu_in_float32(capsys):
     assert " 0 of 6 image-question pairs" in exact
 
 
-@pytest.mark.parametrize("setting", ["MMTok:20", "DivPrune:20", "Cover:20"])
+@pytest.mark.parametrize("setting", ["MMTok:20", "DivPrune:20", "EADP:20"])
 def test_patches_are_chosen_as_for_an_answer(setting, capsys):
     """Some methods know what is padding, others judge what is behind the projector."""
     assistant = Assistant.load(str(TINY_LLAVA), device="cpu", token_reduction=setting, conv_mode="vicuna_v1")

@@ -86,7 +86,7 @@ def test_a_tower_that_ends_with_the_last_layer_has_no_next_one():
         tower.look_ahead(torch.zeros(577, tower.hidden_size))
 
 
-@pytest.mark.parametrize("setting", ["SCOPE:64", "MMTok:64", "Cover:-1", "DivPrune:64"])
+@pytest.mark.parametrize("setting", ["SCOPE:64", "MMTok:64", "DivPrune:64"])
 def test_methods_want_patches_without_cls(setting):
     tower = build_vision_tower(
         settings(mm_vision_select_feature="cls_patch", mm_vision_token_reduce_func=None)

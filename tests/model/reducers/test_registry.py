@@ -45,7 +45,7 @@ def test_the_accepted_forms_say_where_minus_one_is_among_them():
     with pytest.raises(UserError) as refused:
         parse_reduction("Covr:-1")
     _, adaptive, fixed = re.split(r" r or k behind ", str(refused.value).partition(" (llava")[0])
-    assert adaptive == "PruMerge, PruMerge+, Cover, Cover+CLS, or"
+    assert adaptive == "PruMerge, PruMerge+, TRIM+DPP, or"
     for name in METHODS:
         assert (name in re.split(", ", fixed)) == (name not in adaptive.split(", "))
     assert "-1, r or k behind PruMerge" in str(refused.value)
@@ -53,7 +53,7 @@ def test_the_accepted_forms_say_where_minus_one_is_among_them():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_message_counts_patches_where_a_token_for_the_rest_is_added(name):
-    adds = name in ("PruMerge", "PruMerge+", "Cover", "Cover+CLS")
+    adds = name in ("PruMerge", "PruMerge+", "TRIM+DPP")
     counted = "patches beside a token for the rest, or" if adds else "visual tokens, or"
     with pytest.raises(UserError, match=f"takes a whole number of {counted}"):
         parse_reduction(f"{name}:0")
@@ -89,8 +89,6 @@ WORDS = "the language model's embeddings of the question's words"
         ("SCOPE", f"patches, {ATTENTION}"),
         ("MMTok", f"patches, projected patches, {WORDS}, padding"),
         ("EADP", f"projected patches, {JOINT}"),
-        ("Cover", f"patches, {JOINT}, padding"),
-        ("Cover+CLS", f"patches, {ATTENTION}, {JOINT}, padding"),
     ],
 )
 def test_the_list_says_all_that_a_method_reads(name, reads):

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from llava.errors import UserError, shown
 from llava.model.multimodal_encoder.reducers.base import Budgeted, Method, Signal
 from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
-from llava.model.multimodal_encoder.reducers.cover import Cover, CoverSalient
 from llava.model.multimodal_encoder.reducers.divprune import DivPrune
 from llava.model.multimodal_encoder.reducers.eadp import EADP
 from llava.model.multimodal_encoder.reducers.fastervlm import FasterVLM
@@ -16,6 +15,7 @@ from llava.model.multimodal_encoder.reducers.mmtok import MMTok
 from llava.model.multimodal_encoder.reducers.prumerge import PruMerge, PruMergePlus
 from llava.model.multimodal_encoder.reducers.scope import SCOPE
 from llava.model.multimodal_encoder.reducers.tome import ToMe
+from llava.model.multimodal_encoder.reducers.trim_dpp import TrimDPP
 from llava.model.multimodal_encoder.reducers.visionzip import VisionZip
 from llava.model.multimodal_encoder.reducers.vispruner import VisPruner
 from llava.model.multimodal_encoder.token_reduction import NoReduction, Pool, Random, Reducer, Trim
@@ -35,8 +35,7 @@ METHODS: dict[str, type[Budgeted]] = {
         SCOPE,
         MMTok,
         EADP,
-        Cover,
-        CoverSalient,
+        TrimDPP,
     )
 }
 """Methods other than TRIM and its baselines."""

@@ -1,4 +1,4 @@
-"""Relevance to the question as CDPruner, EADP and Cover take it: opposed to CLIP's similarity, as TRIM's is.
+"""Relevance to the question as CDPruner and EADP take it: opposed to CLIP's similarity, as TRIM's is.
 
 Shapes: N patches on a side x side map, E width of CLIP's joint space, M pieces of the question, P
 positions of CLIP's context.

@@ -3,48 +3,16 @@
 import pytest
 import torch
 
-from llava.model.multimodal_encoder.reducers.cover import Cover, CoverSalient
 from llava.model.multimodal_encoder.token_reduction import keep_outliers, patch_relevance
+from playground.cover import Cover, CoverSalient
 from tests.model.reducers.golden import unit_cases
-
-WIDTH = 16
-
-
-class Image:
-    """A map of patches that belong to a few things, with a relevance for each thing."""
-
-    def __init__(self, things, relevance, side=6):
-        generator = torch.Generator().manual_seed(0)
-        directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
-        self.things = torch.tensor(things)
-        self.patches = directions[self.things] + 0.01 * torch.randn(side * side, WIDTH, generator=generator)
-        self._text = torch.tensor([[1.0, 0.0]])
-        # Relevance opposes the cosine with the question.
-        cosine = -torch.tensor(relevance)[self.things]
-        self._joint = torch.stack([cosine, (1 - cosine.square()).sqrt()], dim=1)
-        self.attention = torch.full((side * side,), 1 / side**2)
-        self.padding = torch.zeros(side * side, dtype=torch.bool)
-
-    def joint(self):
-        return self._joint
-
-    def question(self):
-        return self._text
-
-    def relevance(self):
-        return patch_relevance(10 * (self._joint @ self._text[0])[None])[0]
-
-    def cls_attention(self):
-        return self.attention
-
-    def in_padding(self):
-        return self.padding
+from tests.model.reducers.things import WIDTH, ThingsImage
 
 
 @pytest.fixture
 def image():
     # Three rows of one relevant thing, two of another, one of what the question is not about.
-    return Image([0] * 18 + [1] * 12 + [2] * 6, relevance=[0.9, 0.8, -0.9])
+    return ThingsImage([0] * 18 + [1] * 12 + [2] * 6, relevance=[0.9, 0.8, -0.9])
 
 
 def test_two_patches_show_the_two_things_that_are_asked_about(image):
@@ -71,7 +39,7 @@ def test_padding_is_kept_only_where_nothing_else_is_left(image):
 
 
 def test_its_own_rule_is_trims_among_what_is_no_padding():
-    image = Image([0] * 3 + [1] * 33, relevance=[0.9, 0.0])
+    image = ThingsImage([0] * 3 + [1] * 33, relevance=[0.9, 0.0])
     expected = int(keep_outliers(image.relevance()[None]).sum())
     assert expected == 3
     assert len(Cover.parse("-1").choose(image).kept) == expected
@@ -81,7 +49,7 @@ def test_its_own_rule_is_trims_among_what_is_no_padding():
 
 
 def test_saliency_decides_between_what_is_equally_relevant():
-    image = Image([0] * 12 + [1] * 12 + [2] * 12, relevance=[0.9, 0.9, 0.9])
+    image = ThingsImage([0] * 12 + [1] * 12 + [2] * 12, relevance=[0.9, 0.9, 0.9])
     for salient in range(3):
         image.attention = torch.where(image.things == salient, 0.9, 0.01)
         kept = CoverSalient.parse("2").choose(image).kept
