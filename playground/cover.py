@@ -13,17 +13,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from llava.model.multimodal_encoder.reducers.base import Budgeted, Choice, ImageInputs, Signal, cosine
+from llava.model.multimodal_encoder.reducers.base import ImageInputs, SelectionWithRest, Signal, cosine
 from llava.model.multimodal_encoder.reducers.coverage import pick_coverage
 from llava.model.multimodal_encoder.reducers.relevance import question_relevance, smooth
-from llava.model.multimodal_encoder.token_reduction import keep_outliers, order_and_merge
+from llava.model.multimodal_encoder.token_reduction import keep_outliers
 
 
 @dataclass(frozen=True, slots=True)
-class Cover(Budgeted):
+class Cover(SelectionWithRest):
     """``Cover:k``: k patches and the mean of the rest; ``-1``: as many as TRIM's interquartile rule keeps.
 
     Padding that makes an image square is worth nothing, is kept only where nothing else is left, and does
@@ -33,7 +32,6 @@ class Cover(Budgeted):
     name: ClassVar[str] = "Cover"
     paper: ClassVar[str] = "-"
     adaptive: ClassVar[bool] = True
-    adds_rest: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = True
     needs_question: ClassVar[bool] = True
     needs_padding: ClassVar[bool] = True
@@ -43,15 +41,11 @@ class Cover(Budgeted):
         shown = image.relevance()[~image.in_padding()]
         return int(keep_outliers(shown[None]).sum())
 
-    def reduce(self, image: ImageInputs, count: int) -> Choice:
-        """Keep ``count`` patches and merge the others."""
+    def pick(self, image: ImageInputs, count: int) -> Tensor:
+        """Return k of the N patches, (k,)."""
         shown = ~image.in_padding()
         similarity = (cosine(image.patches) + 1) / 2
-        picked = pick_coverage(similarity, count, weights=self.worth(image) * shown, candidates=shown)
-        keep = torch.zeros(1, len(shown), dtype=torch.bool, device=shown.device)
-        keep[0, picked] = True
-        ordered, merged = order_and_merge(image.patches[None], keep)
-        return Choice(picked.sort().values, torch.cat([ordered[0, :count], merged]))
+        return pick_coverage(similarity, count, weights=self.worth(image) * shown, candidates=shown)
 
     def worth(self, image: ImageInputs) -> Tensor:
         """Weigh the patches that are to be covered: 0 to 1 by relevance, smoothed over neighbors, (N,)."""

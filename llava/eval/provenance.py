@@ -51,10 +51,9 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         if isinstance(weight, torch.Tensor) and TEXT_TOWER not in name:
-            if weight.is_meta:
-                module, _, own_name = name.rpartition(".")
-                weight = offloaded_weight(model.get_submodule(module), own_name)  # noqa: PLW2901
-            flat = weight.detach().flatten()
+            module, _, own_name = name.rpartition(".")
+            held = offloaded_weight(model.get_submodule(module), own_name) if weight.is_meta else weight
+            flat = held.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLES)]
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())

@@ -7,13 +7,12 @@ from llava.model.multimodal_encoder.reducers.cdpruner import CDPruner
 from llava.model.multimodal_encoder.reducers.trim_dpp import TrimDPP
 from llava.model.multimodal_encoder.token_reduction import keep_outliers, patch_relevance
 from tests.model.reducers.golden import unit_cases
-from tests.model.reducers.things import ThingsImage
+from tests.model.reducers.things import ThingsImage, three_things
 
 
 @pytest.fixture
 def image():
-    # Three rows of one relevant thing, two of another, one of what the question is not about.
-    return ThingsImage([0] * 18 + [1] * 12 + [2] * 6, relevance=[0.9, 0.8, -0.9])
+    return three_things()
 
 
 def test_two_patches_show_the_two_things_that_are_asked_about(image):

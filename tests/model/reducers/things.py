@@ -36,3 +36,8 @@ class ThingsImage:
 
     def in_padding(self):
         return self.padding
+
+
+def three_things():
+    """Three rows of one relevant thing, two of another, one of what the question is not about."""
+    return ThingsImage([0] * 18 + [1] * 12 + [2] * 6, relevance=[0.9, 0.8, -0.9])

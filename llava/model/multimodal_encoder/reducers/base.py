@@ -20,6 +20,7 @@ from llava.model.multimodal_encoder.token_reduction import (
     Ratio,
     ReducerInputs,
     VisualTokens,
+    order_and_merge,
     parse_budget,
 )
 
@@ -238,6 +239,21 @@ class Selection(Budgeted):
     def pick(self, image: ImageInputs, count: int) -> Tensor:
         """Return ``count`` of the N patches in any order, int64 (k,); ``count`` is below N."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionWithRest(Selection):
+    """A method whose tokens are k of the patches, in raster order, and the mean of the others, as of TRIM."""
+
+    adds_rest: ClassVar[bool] = True
+
+    def reduce(self, image: ImageInputs, count: int) -> Choice:
+        """Keep the picked patches and merge the others."""
+        picked = self.pick(image, count)
+        keep = torch.zeros(1, len(image.patches), dtype=torch.bool, device=picked.device)
+        keep[0, picked] = True
+        ordered, merged = order_and_merge(image.patches[None], keep)
+        return Choice(picked.sort().values, torch.cat([ordered[0, :count], merged]))
 
 
 def everything(image: ImageInputs) -> Choice:
